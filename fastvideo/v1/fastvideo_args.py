@@ -1,0 +1,37 @@
+"""What holds for a whole process: the model, its precision, the device and how work is done on it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastvideo.data import EMBEDDED_MODEL
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Backend = Literal["FLASH_ATTN", "TORCH_SDPA", "SLIDING_TILE_ATTN"]
+
+
+def setting(default: Any, description: str, **bounds: Any) -> Any:
+    """A dataclass field that carries its description and bounds, for the command line and Prefect's form alike."""
+    return field(default=default, metadata={"description": description, **bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastVideoArgs:
+    """Settings of one process; a request's are :class:`~fastvideo.v1.sampling_params.SamplingParams`.
+
+    ``auto`` precision is float32 on a CPU and bfloat16 on a GPU (the VAE: float32 on both, as published).
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    model_path: str = setting(EMBEDDED_MODEL, "Model directory, fsspec URI or locally cached hub id, Diffusers layout")
+
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where models run; auto takes the GPU if there is one")
+    precision: Precision = setting("auto", "Data type of the diffusion transformer")
+    text_encoder_precision: Precision = setting("auto", "Data type of the text encoders")
+    vae_precision: Precision = setting("auto", "Data type of the VAE")
+
+    attention_backend: Backend | None = setting(
+        None, "Attention backend; without it FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed"
+    )
+    compile: bool = setting(False, "Compile the transformer's blocks with torch.compile (regional, static shapes)")
+    vae_tiling: bool = setting(False, "Decode in overlapping spatial tiles: less memory, small blending differences")

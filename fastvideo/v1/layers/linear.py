@@ -1,0 +1,110 @@
+"""Linear layers split over the tensor-parallel group; each parameter knows how to load its own slice.
+
+Legend: ``i`` input features, ``o`` output features. Megatron-LM (arXiv 1909.08053), section 3.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastvideo.v1.distributed import get_tp_group
+
+
+class LinearBase(nn.Module):
+    """Weight ``[o, i]`` and bias ``[o]``, of which subclasses keep a slice."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _create_parameters(self, input_size: int, output_size: int, bias: bool) -> None:
+        self.weight = nn.Parameter(torch.empty(output_size, input_size), requires_grad=False)
+        self.weight.weight_loader = self.load_weight  # type: ignore[attr-defined]
+        if bias:
+            self.bias = nn.Parameter(torch.empty(output_size), requires_grad=False)
+            self.bias.weight_loader = self.load_bias  # type: ignore[attr-defined]
+        else:
+            self.register_parameter("bias", None)
+
+    def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        raise NotImplementedError
+
+    def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        raise NotImplementedError
+
+
+class ReplicatedLinear(LinearBase):
+    """A plain linear layer, whole on every rank. ``[..., i] -> [..., o]``."""
+
+    def __init__(self, input_size: int, output_size: int, bias: bool = True) -> None:
+        super().__init__()
+        self._create_parameters(input_size, output_size, bias)
+
+    def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        param.data.copy_(loaded)
+
+    load_bias = load_weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class MergedColumnParallelLinear(LinearBase):
+    """Several column-parallel layers over one input as one matrix product.
+
+    ``output_sizes`` are the parts' full sizes; a rank's output holds its slice of every part, in order:
+    ``[..., i] -> [..., sum(output_sizes) / tp]``.
+    """
+
+    def __init__(self, input_size: int, output_sizes: list[int], bias: bool = True) -> None:
+        super().__init__()
+        self._group = get_tp_group()
+        self.part_sizes = [self._group.shard_size(size, "output_size") for size in output_sizes]
+        self._create_parameters(input_size, sum(self.part_sizes), bias)
+
+    def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        size = self.part_sizes[part]
+        mine = loaded.narrow(0, self._group.rank * size, size)
+        param.data.narrow(0, sum(self.part_sizes[:part]), size).copy_(mine)
+
+    load_bias = load_weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class ColumnParallelLinear(MergedColumnParallelLinear):
+    """A linear layer split over its outputs: ``[..., i] -> [..., o / tp]``, or ``[..., o]`` with ``gather_output``."""
+
+    def __init__(self, input_size: int, output_size: int, bias: bool = True, gather_output: bool = False) -> None:
+        super().__init__(input_size, [output_size], bias)
+        self.gather_output = gather_output
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        return self._group.all_gather(out, dim=-1) if self.gather_output else out
+
+
+class RowParallelLinear(LinearBase):
+    """A linear layer split over its inputs, summed over ranks: ``[..., i / tp] -> [..., o]``.
+
+    With ``input_is_parallel=False`` every rank passes the whole input and takes its own slice of it.
+    """
+
+    def __init__(self, input_size: int, output_size: int, bias: bool = True, input_is_parallel: bool = True) -> None:
+        super().__init__()
+        self._group = get_tp_group()
+        self.input_is_parallel = input_is_parallel
+        self._create_parameters(self._group.shard_size(input_size, "input_size"), output_size, bias)
+
+    def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        size = param.shape[1]
+        param.data.copy_(loaded.narrow(1, self._group.rank * size, size))
+
+    def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        # Every rank adds its bias before the sum, so only the first holds it: a bias is counted once.
+        param.data.copy_(loaded) if self._group.rank == 0 else param.data.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.input_is_parallel:
+            x = x.chunk(self._group.size, dim=-1)[self._group.rank]
+        return self._group.all_reduce(F.linear(x, self.weight, self.bias))

@@ -1,0 +1,33 @@
+"""Normalisation: statistics in float32, the input's dtype returned."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension. ``[..., d] -> [..., d]`` (arXiv 1910.07467)."""
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (F.rms_norm(x.float(), x.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last dimension, with weight and bias if ``affine``. ``[..., d] -> [..., d]``."""
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6, affine: bool = True) -> None:
+        super().__init__()
+        self.normalized_shape = (hidden_size,)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size), requires_grad=False) if affine else None
+        self.bias = nn.Parameter(torch.zeros(hidden_size), requires_grad=False) if affine else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = None if self.weight is None else self.weight.float()
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)

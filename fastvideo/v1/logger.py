@@ -1,0 +1,33 @@
+"""One logger for each module, aware of the rank it runs on."""
+
+import logging
+import os
+import sys
+
+_ROOT = "fastvideo"
+
+
+class _RankFilter(logging.Filter):
+    """Adds the torchrun rank to each record and keeps the INFO lines of other ranks out."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        rank = int(os.environ.get("RANK", "0"))
+        record.rank = f"[rank {rank}] " if "RANK" in os.environ else ""
+        return rank == 0 or record.levelno > logging.INFO
+
+
+def _configure_root() -> None:
+    root = logging.getLogger(_ROOT)
+    if root.handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(rank)s%(name)s: %(message)s", "%H:%M:%S"))
+    handler.addFilter(_RankFilter())
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def init_logger(name: str) -> logging.Logger:
+    """The logger of module ``name``; it writes to standard error, INFO and above, rank 0's INFO only."""
+    _configure_root()
+    return logging.getLogger(name if name.startswith(_ROOT) else f"{_ROOT}.{name}")

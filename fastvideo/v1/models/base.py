@@ -1,0 +1,43 @@
+"""What every model of the framework shares: a config read from the checkpoint and a table of checkpoint names."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from fastvideo.v1.logger import init_logger
+
+logger = init_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture numbers of one model; subclasses declare the fields of the checkpoint's ``config.json``."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The config of a parsed ``config.json``; keys that this model does not know are logged and ignored."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(key for key in values if key not in known and not key.startswith("_"))
+        if unknown:
+            logger.debug("%s ignores config keys %s", cls.__name__, ", ".join(unknown))
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in known})
+
+
+class Model(nn.Module):
+    """An inference-only model built from its config, with empty weights, on the current default device.
+
+    ``packed_modules`` maps a merged layer to the checkpoint's separate ones, in order. ``renamed_keys`` maps a prefix of
+    the checkpoint's names to ours. ``ignored_keys`` are suffixes that a checkpoint may have and the model does not need.
+    ``float32_modules`` are names that stay in float32 whatever the model's dtype.
+    """
+
+    config_class: ClassVar[type[ModelConfig]]
+    packed_modules: ClassVar[dict[str, tuple[str, ...]]] = {}
+    renamed_keys: ClassVar[dict[str, str]] = {}
+    ignored_keys: ClassVar[tuple[str, ...]] = ()
+    float32_modules: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
