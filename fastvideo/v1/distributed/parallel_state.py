@@ -33,6 +33,11 @@ class ParallelGroup:
             raise ValueError(f"{what}={total} must be divisible by the {self.name} size {self.size}")
         return total // self.size
 
+    def shard(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """This rank's part of ``tensor`` along ``dim``, a view."""
+        size = self.shard_size(tensor.shape[dim], f"dimension {dim}")
+        return tensor.narrow(dim, self.rank * size, size)
+
 
 _TENSOR = ParallelGroup("tensor")
 _SEQUENCE = ParallelGroup("sequence")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.v1.distributed import get_tp_group
+from fastvideo.v1.layers.weight_loading import copy_exactly
 
 
 class LinearBase(nn.Module):
@@ -40,7 +41,7 @@ class ReplicatedLinear(LinearBase):
         self._create_parameters(input_size, output_size, bias)
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
-        param.data.copy_(loaded)
+        copy_exactly(param.data, loaded)
 
     load_bias = load_weight
 
@@ -63,8 +64,8 @@ class MergedColumnParallelLinear(LinearBase):
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         size = self.part_sizes[part]
-        mine = loaded.narrow(0, self._group.rank * size, size)
-        param.data.narrow(0, sum(self.part_sizes[:part]), size).copy_(mine)
+        mine = self._group.shard(loaded, dim=0)
+        copy_exactly(param.data.narrow(0, sum(self.part_sizes[:part]), size), mine)
 
     load_bias = load_weight
 
@@ -97,14 +98,13 @@ class RowParallelLinear(LinearBase):
         self._create_parameters(self._group.shard_size(input_size, "input_size"), output_size, bias)
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
-        size = param.shape[1]
-        param.data.copy_(loaded.narrow(1, self._group.rank * size, size))
+        copy_exactly(param.data, self._group.shard(loaded, dim=1))
 
     def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         # Every rank adds its bias before the sum, so only the first holds it: a bias is counted once.
-        param.data.copy_(loaded) if self._group.rank == 0 else param.data.zero_()
+        copy_exactly(param.data, loaded if self._group.rank == 0 else torch.zeros_like(loaded))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.input_is_parallel:
-            x = x.chunk(self._group.size, dim=-1)[self._group.rank]
+            x = self._group.shard(x, dim=-1)
         return self._group.all_reduce(F.linear(x, self.weight, self.bias))

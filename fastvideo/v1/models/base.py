@@ -27,9 +27,10 @@ class ModelConfig:
 class Model(nn.Module):
     """An inference-only model built from its config, with empty weights, on the current default device.
 
-    ``packed_modules`` maps a merged layer to the checkpoint's separate ones, in order. ``renamed_keys`` maps a prefix of
-    the checkpoint's names to ours. ``ignored_keys`` are suffixes that a checkpoint may have and the model does not need.
-    ``float32_modules`` are names that stay in float32 whatever the model's dtype.
+    ``packed_modules`` maps a merged layer to the checkpoint's separate ones, in order. ``renamed_keys`` are replacements
+    within the checkpoint's names, made one after another. ``ignored_keys`` are suffixes that a checkpoint may have and
+    the model does not need. ``float32_modules`` are names that stay in float32 whatever the model's dtype.
+    ``compiled_blocks`` are lists of equal blocks, each worth compiling by itself.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -37,6 +38,7 @@ class Model(nn.Module):
     renamed_keys: ClassVar[dict[str, str]] = {}
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     float32_modules: ClassVar[tuple[str, ...]] = ()
+    compiled_blocks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -1,0 +1,38 @@
+"""What an attention backend is."""
+
+from abc import ABC, abstractmethod
+from enum import StrEnum
+
+import torch
+
+
+class _Backend(StrEnum):
+    """Names of the backends, as ``FASTVIDEO_ATTENTION_BACKEND`` spells them."""
+
+    FLASH_ATTN = "FLASH_ATTN"
+    TORCH_SDPA = "TORCH_SDPA"
+    SLIDING_TILE_ATTN = "SLIDING_TILE_ATTN"
+
+
+class AttentionBackend(ABC):
+    """One way to compute softmax(q k^T * scale) v; an instance serves one layer.
+
+    ``exact`` says whether it agrees with dense attention up to rounding; only exact backends are chosen unasked.
+    """
+
+    exact: bool = True
+
+    def __init__(self, num_heads: int, head_size: int, softmax_scale: float, causal: bool) -> None:
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.softmax_scale = softmax_scale
+        self.causal = causal
+
+    @classmethod
+    @abstractmethod
+    def obstacle(cls, head_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why this backend cannot serve such a layer here, in words a user can act on; None if it can."""
+
+    @abstractmethod
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """``[b, s, n, d]`` queries over ``[b, s_k, n_k, d]`` keys and values to ``[b, s, n, d]``."""

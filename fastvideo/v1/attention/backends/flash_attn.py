@@ -1,0 +1,75 @@
+"""FlashAttention, whichever of versions 4, 3 and 2 is installed, newest first.
+
+The kernel stands behind a custom operator, so that ``torch.compile`` keeps the block around it in one graph.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+from fastvideo.v1.attention.backends.abstract import AttentionBackend
+
+# module, distribution to install, lowest compute capability it runs on
+_VERSIONS = {
+    4: ("flash_attn.cute", "flash-attn-4", (9, 0)),
+    3: ("flash_attn_interface", "flash-attn-3", (9, 0)),
+    2: ("flash_attn", "flash-attn", (8, 0)),
+}
+
+
+@cache
+def installed_version() -> int | None:
+    """The newest FlashAttention that can be imported here: 4, 3, 2 or None."""
+    for version, (module, _, _) in _VERSIONS.items():
+        parent = module.partition(".")[0]
+        if find_spec(parent) is None or ("." in module and find_spec(module) is None):
+            continue
+        if hasattr(import_module(module), "flash_attn_func"):
+            return version
+    return None
+
+
+@cache
+def _kernel() -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
+    version = installed_version()
+    assert version is not None, "the backend was chosen without FlashAttention installed"
+    return import_module(_VERSIONS[version][0]).flash_attn_func
+
+
+@torch.library.custom_op("fastvideo::flash_attention", mutates_args=())
+def _flash_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, causal: bool
+) -> torch.Tensor:
+    out = _kernel()(query, key, value, softmax_scale=scale, causal=causal)
+    return out[0] if isinstance(out, tuple) else out
+
+
+@_flash_attention.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, causal: bool) -> torch.Tensor:
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+class FlashAttentionBackend(AttentionBackend):
+    """FlashAttention 4 (CuTe DSL), 3 (arXiv 2407.08608) or 2 (arXiv 2307.08691)."""
+
+    @classmethod
+    def obstacle(cls, head_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
+        if device.type != "cuda":
+            return f"it needs a CUDA device, not {device.type}"
+        if dtype not in (torch.bfloat16, torch.float16):
+            return f"it needs bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
+        version = installed_version()
+        if version is None:
+            return "no FlashAttention is installed; pip install flash-attn-4 (Hopper and newer) or flash-attn"
+        lowest = _VERSIONS[version][2]
+        if torch.cuda.get_device_capability(device) < lowest:
+            return f"FlashAttention {version} needs compute capability {lowest[0]}.{lowest[1]}"
+        if head_size > (128 if version == 4 else 256):
+            return f"FlashAttention {version} has no kernel for head size {head_size}"
+        return None
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return _flash_attention(query, key, value, self.softmax_scale, self.causal)

@@ -1,0 +1,27 @@
+"""PyTorch's scaled dot product attention: on every device, in every dtype."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from fastvideo.v1.attention.backends.abstract import AttentionBackend
+
+
+class SDPABackend(AttentionBackend):
+    """``F.scaled_dot_product_attention``; on Hopper its cuDNN kernel is chosen by PyTorch where it wins."""
+
+    @classmethod
+    def obstacle(cls, head_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
+        return None
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        query, key, value = (rearrange(x, "b s n d -> b n s d") for x in (query, key, value))
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=self.causal,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return rearrange(out, "b n s d -> b s n d")

@@ -1,0 +1,183 @@
+"""Wan2.1's diffusion transformer (arXiv 2503.20314, section 4.2; reference: diffusers ``WanTransformer3DModel``).
+
+Legend: ``b`` batch, ``c`` latent channels, ``t h w`` latent frames, height, width, ``s`` video tokens, ``l`` text tokens,
+``n`` heads, ``d`` width (``n`` times the head size).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastvideo.v1.attention import DistributedAttention, LocalAttention
+from fastvideo.v1.distributed import get_tp_group
+from fastvideo.v1.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+from fastvideo.v1.layers.mlp import GeluMLP, TextProjection
+from fastvideo.v1.layers.modulation import gated_residual, modulated_norm
+from fastvideo.v1.layers.norms import LayerNorm, RMSNorm
+from fastvideo.v1.layers.patch_embedding import PatchEmbedding, unpatchify
+from fastvideo.v1.layers.rotary import RotaryTables, apply_rotary, rotary_tables
+from fastvideo.v1.layers.time_embedding import TimestepEmbedder
+from fastvideo.v1.models.base import Model, ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanTransformerConfig(ModelConfig):
+    """The fields of ``transformer/config.json``."""
+
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    num_attention_heads: int = 40
+    attention_head_dim: int = 128
+    in_channels: int = 16
+    out_channels: int | None = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    ffn_dim: int = 13824
+    num_layers: int = 40
+    cross_attn_norm: bool = True
+    qk_norm: str = "rms_norm_across_heads"
+    eps: float = 1e-6
+
+    @property
+    def hidden_size(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def rotary_axes_dim(self) -> tuple[int, int, int]:
+        """Channels of a head that rotate with t, h and w: a third each, even, the rest to t."""
+        side = 2 * (self.attention_head_dim // 6)
+        return self.attention_head_dim - 2 * side, side, side
+
+
+class WanSelfAttention(nn.Module):
+    """Attention among video tokens; queries and keys are normalised over the full width, then rotated."""
+
+    def __init__(self, config: WanTransformerConfig) -> None:
+        super().__init__()
+        width, self.head_size = config.hidden_size, config.attention_head_dim
+        self.to_qkv = MergedColumnParallelLinear(width, [width, width, width])
+        self.norm_q = RMSNorm(width, config.eps)
+        self.norm_k = RMSNorm(width, config.eps)
+        num_heads = get_tp_group().shard_size(config.num_attention_heads, "num_attention_heads")
+        self.attn = DistributedAttention(num_heads, self.head_size)
+        self.to_out = RowParallelLinear(width, width)
+
+    def forward(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
+        query, key, value = self.to_qkv(x).chunk(3, dim=-1)
+        query = apply_rotary(self.norm_q(query).unflatten(-1, (-1, self.head_size)), rotary)
+        key = apply_rotary(self.norm_k(key).unflatten(-1, (-1, self.head_size)), rotary)
+        value = value.unflatten(-1, (-1, self.head_size))
+        return self.to_out(self.attn(query, key, value).flatten(-2))
+
+
+class WanCrossAttention(nn.Module):
+    """Attention from video tokens to text tokens; the zero padding of the text is attended, as in training."""
+
+    def __init__(self, config: WanTransformerConfig) -> None:
+        super().__init__()
+        width, self.head_size = config.hidden_size, config.attention_head_dim
+        self.to_q = ColumnParallelLinear(width, width)
+        self.to_kv = MergedColumnParallelLinear(width, [width, width])
+        self.norm_q = RMSNorm(width, config.eps)
+        self.norm_k = RMSNorm(width, config.eps)
+        num_heads = get_tp_group().shard_size(config.num_attention_heads, "num_attention_heads")
+        self.attn = LocalAttention(num_heads, self.head_size)
+        self.to_out = RowParallelLinear(width, width)
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        key, value = self.to_kv(text).chunk(2, dim=-1)
+        query, key = self.norm_q(self.to_q(x)), self.norm_k(key)
+        query, key, value = (tensor.unflatten(-1, (-1, self.head_size)) for tensor in (query, key, value))
+        return self.to_out(self.attn(query, key, value).flatten(-2))
+
+
+class WanTransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, the first and the last modulated by the timestep."""
+
+    def __init__(self, config: WanTransformerConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.scale_shift_table = nn.Parameter(torch.empty(1, 6, config.hidden_size), requires_grad=False)
+        self.attn1 = WanSelfAttention(config)
+        self.norm2 = LayerNorm(config.hidden_size, config.eps) if config.cross_attn_norm else nn.Identity()
+        self.attn2 = WanCrossAttention(config)
+        self.ffn = GeluMLP(config.hidden_size, config.ffn_dim)
+
+    def forward(
+        self, x: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rotary: RotaryTables
+    ) -> torch.Tensor:
+        """``x`` ``[b, s, d]``, ``text`` ``[b, l, d]``, ``modulation`` float32 ``[b, 1 or s, 6, d]`` to ``[b, s, d]``."""
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.scale_shift_table + modulation).unbind(dim=-2)
+        x = gated_residual(x, self.attn1(modulated_norm(x, shift, scale, self.eps), rotary), gate)
+        x = x + self.attn2(self.norm2(x), text)
+        return gated_residual(x, self.ffn(modulated_norm(x, ffn_shift, ffn_scale, self.eps)), ffn_gate)
+
+
+class WanConditionEmbedder(nn.Module):
+    """Timestep and text to the transformer's width."""
+
+    def __init__(self, config: WanTransformerConfig) -> None:
+        super().__init__()
+        self.time_embedder = TimestepEmbedder(config.freq_dim, config.hidden_size)
+        self.time_proj = ReplicatedLinear(config.hidden_size, 6 * config.hidden_size)
+        self.text_embedder = TextProjection(config.text_dim, config.hidden_size)
+
+    def forward(self, timestep: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``timestep`` ``[b]`` and ``text`` ``[b, l, text_dim]`` to the time embedding, the modulation and the text."""
+        time = self.time_embedder(timestep).to(text.dtype).unsqueeze(1)
+        modulation = self.time_proj(F.silu(time)).float().unflatten(-1, (6, -1))
+        return time, modulation, self.text_embedder(text)
+
+
+class WanTransformer3DModel(Model):
+    """Predicts the flow of noised video latents from timestep and text."""
+
+    config: WanTransformerConfig
+    config_class = WanTransformerConfig
+    packed_modules = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
+    renamed_keys = {".to_out.0.": ".to_out.", ".ffn.net.0.proj.": ".ffn.up.", ".ffn.net.2.": ".ffn.down."}
+    float32_modules = ("time_embedder", "scale_shift_table", "norm2")
+    compiled_blocks = ("blocks",)
+
+    def __init__(self, config: WanTransformerConfig) -> None:
+        super().__init__(config)
+        if config.qk_norm != "rms_norm_across_heads":
+            raise ValueError(f"qk_norm={config.qk_norm!r} is not supported; Wan has 'rms_norm_across_heads'")
+        out_channels = config.out_channels or config.in_channels
+        self.patch_embedding = PatchEmbedding(config.in_channels, config.hidden_size, config.patch_size)
+        self.condition_embedder = WanConditionEmbedder(config)
+        self.blocks = nn.ModuleList(WanTransformerBlock(config) for _ in range(config.num_layers))
+        self.scale_shift_table = nn.Parameter(torch.empty(1, 2, config.hidden_size), requires_grad=False)
+        self.proj_out = ReplicatedLinear(config.hidden_size, out_channels * math.prod(config.patch_size))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states_image: torch.Tensor | None = None,
+        guidance: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The predicted flow.
+
+        ``hidden_states`` ``[b, c, t, h, w]``, ``encoder_hidden_states`` ``[b, l, text_dim]``, ``timestep`` ``[b]`` in
+        [0, 1000); returns ``[b, c, t, h, w]``. Wan2.1 text-to-video takes neither image nor embedded guidance.
+        """
+        assert encoder_hidden_states_image is None, "this checkpoint is not conditioned on images"
+        assert guidance is None, "this model has no embedded guidance"
+        grid = tuple(size // patch for size, patch in zip(hidden_states.shape[2:], self.config.patch_size, strict=True))
+        rotary = rotary_tables(grid, self.config.rotary_axes_dim, 10_000.0, hidden_states.device)
+        x = self.patch_embedding(hidden_states)
+        time, modulation, text = self.condition_embedder(timestep, encoder_hidden_states)
+        for block in self.blocks:
+            x = block(x, text, modulation, rotary)
+        shift, scale = (self.scale_shift_table + time).float().unsqueeze(1).chunk(2, dim=-2)
+        x = modulated_norm(x, shift.squeeze(-2), scale.squeeze(-2), self.config.eps)
+        return unpatchify(self.proj_out(x), grid, self.config.patch_size)

@@ -1,0 +1,86 @@
+"""One component of a pipeline, loaded: a model on its device, a tokenizer, a scheduler."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastvideo.v1.attention.layer import select_attention_backends
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.models.base import Model
+from fastvideo.v1.models.loader.repository import ModelRepository
+from fastvideo.v1.models.loader.weights import load_weights
+from fastvideo.v1.models.registry import resolve_model
+
+_AUTO_PRECISION = {"cpu": torch.float32, "cuda": torch.bfloat16}
+
+
+def resolve_device(choice: str) -> torch.device:
+    """The device that ``FastVideoArgs.device`` names; ``cuda`` without a GPU raises ``ValueError``."""
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise ValueError("device='cuda' but no GPU is visible; use device='cpu', or check the driver and CUDA_VISIBLE_DEVICES")
+    if choice == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def component_dtype(name: str, args: FastVideoArgs, device: torch.device) -> torch.dtype:
+    """The data type of component ``name`` under ``args``: its own precision setting, decided for ``device``."""
+    if name.startswith("vae"):
+        return torch.float32 if args.vae_precision == "auto" else getattr(torch, args.vae_precision)
+    precision = args.text_encoder_precision if name.startswith("text_encoder") else args.precision
+    return _AUTO_PRECISION[device.type] if precision == "auto" else getattr(torch, precision)
+
+
+def load_component(repository: ModelRepository, name: str, class_name: str, args: FastVideoArgs) -> Any:
+    """Component ``name`` of the repository, ready to run on the device that ``args`` choose."""
+    if name.startswith("tokenizer"):
+        return load_tokenizer(repository, name)
+    if name.startswith("scheduler"):
+        return resolve_model(class_name).from_config(repository.read_json(f"{name}/scheduler_config.json"))
+    device = resolve_device(args.device)
+    dtype = component_dtype(name, args, device)
+    model = build_model(resolve_model(class_name), repository.read_json(f"{name}/config.json"), device, dtype)
+    load_weights(model, repository, name)
+    select_attention_backends(model, device, dtype, args.attention_backend)
+    if args.compile:
+        compile_blocks(model)
+    return model
+
+
+def build_model(model_class: type[Model], config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Model:
+    """A model with uninitialised weights in ``dtype`` on ``device``; its ``float32_modules`` stay in float32."""
+    with torch.device("meta"):
+        model = model_class(model_class.config_class.from_dict(config))
+    for name, module in model.named_modules():
+        for key, param in module.named_parameters(recurse=False):
+            path = [*name.split("."), key]
+            kept = any(part in model.float32_modules for part in path)
+            empty = torch.empty(param.shape, dtype=torch.float32 if kept else dtype, device=device)
+            replacement = nn.Parameter(empty, requires_grad=False)
+            replacement.__dict__.update(param.__dict__)
+            setattr(module, key, replacement)
+    return model.eval()
+
+
+def compile_blocks(model: Model) -> None:
+    """Compiles each repeated block by itself: one graph for all of them, built in seconds."""
+    for name in model.compiled_blocks:
+        for block in model.get_submodule(name).children():
+            block.compile(fullgraph=True, dynamic=False)
+
+
+def load_tokenizer(repository: ModelRepository, name: str) -> Any:
+    """The tokenizer in folder ``name``."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    files = repository.files(name)
+    if not files:
+        raise ValueError(f"{repository.root}/{name} is missing: the component named in model_index.json has no folder")
+    kind = repository.read_json(f"{name}/tokenizer_config.json").get("tokenizer_class", "")
+    # transformers 5 rebuilds a Llama tokenizer as SentencePiece and so changes its tokens; the file itself is the truth.
+    generic = "tokenizer.json" in files and kind.startswith(("Llama", "PreTrained", "TokenizersBackend"))
+    tokenizer_class = PreTrainedTokenizerFast if generic else AutoTokenizer
+    with repository.local(*(f"{name}/{file}" for file in files)) as paths:
+        return tokenizer_class.from_pretrained(str(paths[0].parent), local_files_only=True)

@@ -1,0 +1,94 @@
+"""Safetensors shards into a model's parameters, one tensor in memory at a time."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from fastvideo.v1.layers.weight_loading import load_parameter
+from fastvideo.v1.models.base import Model
+from fastvideo.v1.models.loader.repository import ModelRepository
+
+
+def load_weights(model: Model, repository: ModelRepository, folder: str) -> None:
+    """Fills ``model`` from the shards in ``folder``.
+
+    Raises ``ValueError`` naming the file for a truncated shard, a wrong shape, an unknown key, and naming the folder and
+    the first keys for parameters that no shard had.
+    """
+    shards = shard_files(repository, folder)
+    tensors = ((f"{repository.root}/{shard}", key, tensor) for shard in shards for key, tensor in _tensors(repository, shard))
+    assign_weights(model, tensors, f"{repository.root}/{folder}")
+
+
+def assign_weights(model: Model, tensors: Iterable[tuple[str, str, torch.Tensor]], origin: str) -> None:
+    """Fills ``model`` from (file, key, tensor) triples; errors are those of :func:`load_weights`."""
+    parameters = dict(model.named_parameters())
+    missing = {(name, part) for name in parameters for part in range(_num_parts(model, name))}
+    for file, key, tensor in tensors:
+        target = parameter_of(model, parameters, key)
+        if target is None:
+            if key.endswith(model.ignored_keys):
+                continue
+            raise ValueError(f"{file}: key {key!r} is not of {type(model).__name__}")
+        name, part = target
+        try:
+            load_parameter(parameters[name], tensor, part)
+        except ValueError as error:
+            raise ValueError(f"{file}: {key}: {error}") from None
+        missing.discard(target)
+    if missing:
+        names = ", ".join(sorted({name for name, _ in missing})[:3])
+        raise ValueError(f"{origin} lacks {len(missing)} weights of {type(model).__name__}: {names}, …")
+
+
+def parameter_of(model: Model, parameters: dict[str, nn.Parameter], key: str) -> tuple[str, int] | None:
+    """The parameter that the checkpoint's ``key`` belongs to and the part of it, or None."""
+    for old, new in model.renamed_keys.items():
+        key = key.replace(old, new)
+    if key in parameters:
+        return key, 0
+    for packed, parts in model.packed_modules.items():
+        for part, name in enumerate(parts):
+            candidate = key.replace(f".{name}.", f".{packed}.")
+            if candidate != key and candidate in parameters:
+                return candidate, part
+    return None
+
+
+def shard_files(repository: ModelRepository, folder: str) -> list[str]:
+    """The safetensors files of a component, by its index if it has one."""
+    files = repository.files(folder)
+    if not files:
+        raise ValueError(f"{repository.root}/{folder} is missing: the component named in model_index.json has no folder")
+    for name in files:
+        if name.endswith(".safetensors.index.json"):
+            shards = sorted(set(repository.read_json(f"{folder}/{name}")["weight_map"].values()))
+            if absent := [shard for shard in shards if shard not in files]:
+                raise ValueError(f"{repository.root}/{folder}/{absent[0]} is missing, though {name} lists it")
+            return [f"{folder}/{shard}" for shard in shards]
+    shards = [f"{folder}/{name}" for name in files if name.endswith(".safetensors")]
+    if len(shards) != 1:
+        raise ValueError(f"{repository.root}/{folder} has {len(shards)} safetensors files and no index; one is expected")
+    return shards
+
+
+def _num_parts(model: Model, name: str) -> int:
+    module = name.split(".")[-2] if "." in name else ""
+    return len(model.packed_modules.get(module, ("whole",)))
+
+
+def _tensors(repository: ModelRepository, shard: str) -> Iterator[tuple[str, torch.Tensor]]:
+    with repository.local(shard) as (path,):
+        yield from _open_shard(path, f"{repository.root}/{shard}")
+
+
+def _open_shard(path: Path, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
+                yield key, file.get_tensor(key)
+    except SafetensorError as error:
+        raise ValueError(f"{name} is truncated or damaged: {error}") from None

@@ -1,0 +1,33 @@
+"""Which class serves which name in a checkpoint's ``model_index.json``.
+
+A user's own model joins through :func:`register_model`; nothing registers itself at import.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_MODELS = {
+    "WanTransformer3DModel": "fastvideo.v1.models.dits.wan:WanTransformer3DModel",
+    "AutoencoderKLWan": "fastvideo.v1.models.vaes.wan:AutoencoderKLWan",
+    "UMT5EncoderModel": "fastvideo.v1.models.encoders.umt5:UMT5EncoderModel",
+    "UniPCMultistepScheduler": "fastvideo.v1.models.schedulers.unipc:UniPCMultistepScheduler",
+    "FlowMatchEulerDiscreteScheduler": "fastvideo.v1.models.schedulers.flow_match_euler:FlowMatchEulerDiscreteScheduler",
+}
+
+
+def register_model(class_name: str, location: str) -> None:
+    """Serves ``class_name`` of a ``model_index.json`` with ``location``, written ``module:Class``."""
+    _MODELS[class_name] = location
+
+
+def resolve_model(class_name: str) -> Any:
+    """The class that serves ``class_name``; an unknown name raises ``ValueError`` with those that are known."""
+    if class_name not in _MODELS:
+        raise ValueError(f"no model serves {class_name!r}; there are: {', '.join(sorted(_MODELS))} (register_model adds one)")
+    return import_class(_MODELS[class_name])
+
+
+def import_class(location: str) -> Any:
+    """The class at ``module:Class``."""
+    module, _, name = location.partition(":")
+    return getattr(import_module(module), name)
