@@ -33,5 +33,4 @@ class FastVideoArgs:
     attention_backend: Backend | None = setting(
         None, "Attention backend; without it FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed"
     )
-    compile: bool = setting(False, "Compile the transformer's blocks with torch.compile (regional, static shapes)")
     vae_tiling: bool = setting(False, "Decode in overlapping spatial tiles: less memory, small blending differences")

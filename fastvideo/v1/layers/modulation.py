@@ -1,18 +1,56 @@
 """Adaptive layer norm (DiT, arXiv 2212.09748): float32 inside, the input's dtype outside.
 
 Shapes: ``x`` and ``y`` are ``[b, s, d]``; ``shift``, ``scale`` and ``gate`` are float32 ``[b, 1, d]``, or ``[b, s, d]``
-where every token has its own timestep.
+where every token has its own timestep. On a GPU each function is one Triton kernel, else plain PyTorch.
 """
 
 import torch
 import torch.nn.functional as F
 
+from fastvideo.v1.layers.norms import LayerNorm
+
 
 def modulated_norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
     """``layer_norm(x) * (1 + scale) + shift``, the norm without weights of its own."""
+    if _has_kernel(x, shift):
+        from fastvideo.v1.layers.kernels.norms import norm
+
+        return norm(x, scale, shift, eps, scale_offset=1.0)
     return (F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift).to(x.dtype)
+
+
+def residual_modulated_norm(
+    x: torch.Tensor, y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x + y``, and its :func:`modulated_norm`."""
+    if _has_kernel(x, shift):
+        from fastvideo.v1.layers.kernels.norms import residual_norm
+
+        return residual_norm(x, y, None, scale, shift, eps, scale_offset=1.0)
+    x = x + y
+    return x, modulated_norm(x, shift, scale, eps)
+
+
+def gated_residual_norm(
+    x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, norm: LayerNorm | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x + y * gate``, and that through ``norm`` (or itself, if there is none)."""
+    if norm is not None and norm.weight is not None and norm.bias is not None and _has_kernel(x, gate):
+        from fastvideo.v1.layers.kernels.norms import residual_norm
+
+        return residual_norm(x, y, gate, norm.weight[None, None], norm.bias[None, None], norm.eps, scale_offset=0.0)
+    x = gated_residual(x, y, gate)
+    return x, x if norm is None else norm(x)
 
 
 def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """``x + y * gate``."""
+    if _has_kernel(x, gate):
+        from fastvideo.v1.layers.kernels import norms
+
+        return norms.gated_residual(x, y, gate)
     return (x.float() + y.float() * gate).to(x.dtype)
+
+
+def _has_kernel(x: torch.Tensor, modulation: torch.Tensor) -> bool:
+    return x.is_cuda and x.is_contiguous() and modulation.shape[1] == 1

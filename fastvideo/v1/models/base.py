@@ -30,7 +30,6 @@ class Model(nn.Module):
     ``packed_modules`` maps a merged layer to the checkpoint's separate ones, in order. ``renamed_keys`` are replacements
     within the checkpoint's names, made one after another. ``ignored_keys`` are suffixes that a checkpoint may have and
     the model does not need. ``float32_modules`` are names that stay in float32 whatever the model's dtype.
-    ``compiled_blocks`` are lists of equal blocks, each worth compiling by itself.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -38,7 +37,6 @@ class Model(nn.Module):
     renamed_keys: ClassVar[dict[str, str]] = {}
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     float32_modules: ClassVar[tuple[str, ...]] = ()
-    compiled_blocks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from fastvideo.v1.entrypoints.bench.roofline import matmul_ceiling, wan_flops
 from fastvideo.v1.entrypoints.bench.timing import interleave
 from fastvideo.v1.models.base import Model
 from fastvideo.v1.models.dits.wan import WanTransformer3DModel
-from fastvideo.v1.models.loader.component import build_model, compile_blocks, resolve_device
+from fastvideo.v1.models.loader.component import build_model, resolve_device
 from fastvideo.v1.models.loader.weights import assign_weights
 
 TEXT_TOKENS = 512
@@ -128,8 +128,6 @@ def _forward(
     model = our_model(config, weights, device, torch.bfloat16)
     choice = {"sdpa": "TORCH_SDPA", "flash": "FLASH_ATTN"}.get(next(iter({"sdpa", "flash"} & set(options)), ""))
     select_attention_backends(model, device, torch.bfloat16, choice)
-    if "compile" in options:
-        compile_blocks(model)
     return lambda: model(latents, text, timestep)
 
 

@@ -20,10 +20,16 @@ from fastvideo.v1.layers.linear import (
     RowParallelLinear,
 )
 from fastvideo.v1.layers.mlp import GeluMLP, TextProjection
-from fastvideo.v1.layers.modulation import gated_residual, modulated_norm
+from fastvideo.v1.layers.modulation import (
+    gated_residual,
+    gated_residual_norm,
+    modulated_norm,
+    residual_modulated_norm,
+)
 from fastvideo.v1.layers.norms import LayerNorm, RMSNorm
 from fastvideo.v1.layers.patch_embedding import PatchEmbedding, unpatchify
-from fastvideo.v1.layers.rotary import RotaryTables, apply_rotary, rotary_tables
+from fastvideo.v1.layers.qk_norm import QKNormRotary
+from fastvideo.v1.layers.rotary import RotaryTables, rotary_tables
 from fastvideo.v1.layers.time_embedding import TimestepEmbedder
 from fastvideo.v1.models.base import Model, ModelConfig
 
@@ -63,17 +69,13 @@ class WanSelfAttention(nn.Module):
         super().__init__()
         width, self.head_size = config.hidden_size, config.attention_head_dim
         self.to_qkv = MergedColumnParallelLinear(width, [width, width, width])
-        self.norm_q = RMSNorm(width, config.eps)
-        self.norm_k = RMSNorm(width, config.eps)
+        self.norm_qk = QKNormRotary(width, self.head_size, config.eps)
         num_heads = get_tp_group().shard_size(config.num_attention_heads, "num_attention_heads")
         self.attn = DistributedAttention(num_heads, self.head_size)
         self.to_out = RowParallelLinear(width, width)
 
     def forward(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
-        query, key, value = self.to_qkv(x).chunk(3, dim=-1)
-        query = apply_rotary(self.norm_q(query).unflatten(-1, (-1, self.head_size)), rotary)
-        key = apply_rotary(self.norm_k(key).unflatten(-1, (-1, self.head_size)), rotary)
-        value = value.unflatten(-1, (-1, self.head_size))
+        query, key, value = self.norm_qk(self.to_qkv(x), rotary)
         return self.to_out(self.attn(query, key, value).flatten(-2))
 
 
@@ -106,7 +108,7 @@ class WanTransformerBlock(nn.Module):
         self.eps = config.eps
         self.scale_shift_table = nn.Parameter(torch.empty(1, 6, config.hidden_size), requires_grad=False)
         self.attn1 = WanSelfAttention(config)
-        self.norm2 = LayerNorm(config.hidden_size, config.eps) if config.cross_attn_norm else nn.Identity()
+        self.norm2 = LayerNorm(config.hidden_size, config.eps) if config.cross_attn_norm else None
         self.attn2 = WanCrossAttention(config)
         self.ffn = GeluMLP(config.hidden_size, config.ffn_dim)
 
@@ -115,9 +117,11 @@ class WanTransformerBlock(nn.Module):
     ) -> torch.Tensor:
         """``x`` ``[b, s, d]``, ``text`` ``[b, l, d]``, ``modulation`` float32 ``[b, 1 or s, 6, d]`` to ``[b, s, d]``."""
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.scale_shift_table + modulation).unbind(dim=-2)
-        x = gated_residual(x, self.attn1(modulated_norm(x, shift, scale, self.eps), rotary), gate)
-        x = x + self.attn2(self.norm2(x), text)
-        return gated_residual(x, self.ffn(modulated_norm(x, ffn_shift, ffn_scale, self.eps)), ffn_gate)
+        y = self.attn1(modulated_norm(x, shift, scale, self.eps), rotary)
+        x, y = gated_residual_norm(x, y, gate, self.norm2)
+        y = self.attn2(y, text)
+        x, y = residual_modulated_norm(x, y, ffn_shift, ffn_scale, self.eps)
+        return gated_residual(x, self.ffn(y), ffn_gate)
 
 
 class WanConditionEmbedder(nn.Module):
@@ -141,10 +145,9 @@ class WanTransformer3DModel(Model):
 
     config: WanTransformerConfig
     config_class = WanTransformerConfig
-    packed_modules = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
+    packed_modules = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"), "norm_qk": ("norm_q", "norm_k")}
     renamed_keys = {".to_out.0.": ".to_out.", ".ffn.net.0.proj.": ".ffn.up.", ".ffn.net.2.": ".ffn.down."}
     float32_modules = ("time_embedder", "scale_shift_table", "norm2")
-    compiled_blocks = ("blocks",)
 
     def __init__(self, config: WanTransformerConfig) -> None:
         super().__init__(config)

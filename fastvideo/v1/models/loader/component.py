@@ -44,8 +44,6 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
     model = build_model(resolve_model(class_name), repository.read_json(f"{name}/config.json"), device, dtype)
     load_weights(model, repository, name)
     select_attention_backends(model, device, dtype, args.attention_backend)
-    if args.compile:
-        compile_blocks(model)
     return model
 
 
@@ -62,13 +60,6 @@ def build_model(model_class: type[Model], config: dict[str, Any], device: torch.
             replacement.__dict__.update(param.__dict__)
             setattr(module, key, replacement)
     return model.eval()
-
-
-def compile_blocks(model: Model) -> None:
-    """Compiles each repeated block by itself: one graph for all of them, built in seconds."""
-    for name in model.compiled_blocks:
-        for block in model.get_submodule(name).children():
-            block.compile(fullgraph=True, dynamic=False)
 
 
 def load_tokenizer(repository: ModelRepository, name: str) -> Any:

@@ -1,0 +1,51 @@
+"""One process that makes videos interactively: every phase loaded, one call a video."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from fastvideo.v1.dataset.config import VideoConfig
+from fastvideo.v1.dataset.video import write_video
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.forward_context import ForwardContext
+from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
+from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.v1.pipelines.registry import build_pipeline
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """One video: ``frames`` uint8 ``[t, h, w, c]``, ``path`` of the file if one was asked for, seconds per stage."""
+
+    frames: torch.Tensor
+    path: str | None
+    timings: dict[str, float]
+
+
+class VideoGenerator:
+    """Makes videos from prompts; see :meth:`from_pretrained`."""
+
+    def __init__(self, pipeline: ComposedPipelineBase) -> None:
+        self.pipeline = pipeline
+
+    @classmethod
+    def from_pretrained(cls, model_path: str, **args: Any) -> Self:
+        """Loads the checkpoint at ``model_path``; ``args`` are the fields of :class:`FastVideoArgs`."""
+        return cls(build_pipeline(FastVideoArgs(model_path=model_path, **args)))
+
+    def generate_video(self, prompt: str, output_path: str | None = None, **sampling: Any) -> VideoResult:
+        """Makes one video, and writes it to ``output_path`` (mp4) if given.
+
+        ``sampling`` are the fields of :class:`SamplingParams`; those left out have the model's defaults. The same seed
+        starts from the same noise as diffusers does with ``torch.Generator("cpu").manual_seed(seed)``.
+        """
+        params = self.pipeline.sampling_defaults().with_overrides(**sampling)
+        batch = ForwardBatch(prompt=[prompt], seeds=[params.seed], sampling=params)
+        context = ForwardContext()
+        batch = self.pipeline.forward(batch, context)
+        assert batch.frames is not None, "the decode phase leaves frames"
+        frames = batch.frames[0]
+        if output_path is not None:
+            write_video(output_path, frames, params.fps, VideoConfig())
+        return VideoResult(frames, output_path, context.timings)

@@ -1,0 +1,52 @@
+"""What a running call carries beside its batch: the current step, callbacks of the caller, seconds per stage.
+
+It keeps metadata out of every signature: models never see it, attention backends and stages may.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
+
+
+@dataclass
+class ForwardContext:
+    """One call's context.
+
+    ``on_step`` is called after each denoising step with the batch, whose ``latents``, ``step_index`` and
+    ``scheduler_state`` then make a complete checkpoint. ``on_frames`` receives decoded frames, uint8 ``[t, h, w, c]``,
+    chunk by chunk in order; with it the batch keeps no frames.
+    """
+
+    step_index: int = 0
+    timings: dict[str, float] = field(default_factory=dict)
+    on_step: "Callable[[ForwardBatch], None] | None" = None
+    on_frames: "Callable[[torch.Tensor], None] | None" = None
+
+
+_context: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)
+
+
+def get_forward_context() -> ForwardContext:
+    """The context of the running call; outside of one it raises ``RuntimeError``."""
+    context = _context.get()
+    if context is None:
+        raise RuntimeError("there is no forward context here; wrap the call in set_forward_context()")
+    return context
+
+
+@contextmanager
+def set_forward_context(context: ForwardContext | None = None) -> Iterator[ForwardContext]:
+    """Makes ``context`` (or a new one) the current one within the block."""
+    context = context or ForwardContext()
+    token = _context.set(context)
+    try:
+        yield context
+    finally:
+        _context.reset(token)

@@ -1,0 +1,65 @@
+"""Triton: RMS norm of queries and keys over the full width, and their rotation, in one pass.
+
+Reads the queries and keys out of the packed projection; the values stay where they are.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+ROWS = 4
+
+
+@triton.jit
+def _norm_rotate_kernel(
+    in_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr,
+    num_rows, num_tokens, width, in_stride, part_offset, out_part_stride, eps,
+    HALF_HEAD: tl.constexpr, ROTATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(1)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    weight = tl.load(weight_ptr + part * width + columns, mask=inside, other=0.0).to(tl.float32)
+    pairs = tl.arange(0, BLOCK // 2)
+    for step in range(ROWS):
+        row = tl.program_id(0) * ROWS + step
+        if row < num_rows:
+            source = row.to(tl.int64) * in_stride + part * part_offset
+            x = tl.load(in_ptr + source + columns, mask=inside, other=0.0).to(tl.float32)
+            x = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps) * weight
+            if ROTATE:
+                table = (row % num_tokens) * HALF_HEAD + pairs % HALF_HEAD
+                cos, sin = tl.load(cos_ptr + table), tl.load(sin_ptr + table)
+                even, odd = tl.split(tl.reshape(x, (BLOCK // 2, 2)))
+                x = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
+            target = part * out_part_stride + row.to(tl.int64) * width
+            tl.store(out_ptr + target + columns, x.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def qk_norm_rotary(
+    qkv: torch.Tensor, weights: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, head_size: int, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[b, s, 3 d]`` packed projections to queries and keys ``[b, s, d]``; ``weights`` ``[2, d]``, tables ``[s, head / 2]``."""
+    b, s, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    out = torch.empty(2, b, s, width, dtype=qkv.dtype, device=qkv.device)
+    _launch(qkv, weights, out, cos, sin, s, width, parts=2, head_size=head_size, eps=eps)
+    return out[0], out[1]
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMS norm over the last dimension of ``[b, s, d]``."""
+    out = torch.empty_like(x)
+    _launch(x, weight, out, x, x, x.shape[1], x.shape[-1], parts=1, head_size=0, eps=eps)
+    return out
+
+
+def _launch(
+    source: torch.Tensor, weights: torch.Tensor, out: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
+    num_tokens: int, width: int, *, parts: int, head_size: int, eps: float,
+) -> None:  # fmt: skip
+    num_rows = source.shape[0] * num_tokens
+    block = triton.next_power_of_2(width)
+    _norm_rotate_kernel[(triton.cdiv(num_rows, ROWS), parts)](
+        source, weights, cos, sin, out, num_rows, num_tokens, width, source.stride(1), width, num_rows * width, eps,
+        HALF_HEAD=max(head_size // 2, 1), ROTATE=head_size > 0, ROWS=ROWS, BLOCK=block, num_warps=4 if block <= 2048 else 8,
+    )  # fmt: skip

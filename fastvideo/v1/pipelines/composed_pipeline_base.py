@@ -1,0 +1,147 @@
+"""A pipeline: a list of small stages over modules of one checkpoint, built for some phases or all."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.forward_context import ForwardContext, set_forward_context
+from fastvideo.v1.logger import init_logger
+from fastvideo.v1.models.loader.component import load_component
+from fastvideo.v1.models.loader.repository import INDEX, ModelRepository
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.v1.pipelines.stages.base import PipelineStage
+from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
+
+logger = init_logger(__name__)
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """A stage's place in its pipeline."""
+
+    name: str
+    phase: Phase
+    stage: PipelineStage
+
+
+class ComposedPipelineBase(ABC):
+    """Base of every pipeline.
+
+    Subclasses name the components they need in ``_required_config_modules`` and add their stages in
+    ``create_pipeline_stages``. Only modules of the phases that are built are loaded; for others ``get_module`` answers
+    None, while ``get_config`` answers always.
+    """
+
+    _required_config_modules: ClassVar[list[str]] = []
+
+    # Which phase a component's weights serve.
+    module_phases: ClassVar[dict[str, tuple[Phase, ...]]] = {
+        "text_encoder": (Phase.ENCODE,),
+        "text_encoder_2": (Phase.ENCODE,),
+        "tokenizer": (Phase.ENCODE,),
+        "tokenizer_2": (Phase.ENCODE,),
+        "image_encoder": (Phase.ENCODE,),
+        "image_processor": (Phase.ENCODE,),
+        "transformer": (Phase.DENOISE,),
+        "scheduler": (Phase.DENOISE,),
+        "vae": (Phase.DECODE,),
+    }
+
+    # What a phase hands on to the next: saved between jobs, everything else is freed.
+    hands_on: ClassVar[dict[Phase, tuple[str, ...]]] = {
+        Phase.ENCODE: ("prompt_embeds", "prompt_mask"),
+        Phase.DENOISE: ("latents",),
+        Phase.DECODE: ("frames",),
+    }
+
+    default_sampling: ClassVar[SamplingParams] = SamplingParams()
+
+    def __init__(
+        self,
+        fastvideo_args: FastVideoArgs,
+        phases: Sequence[Phase] = ALL_PHASES,
+        modules: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Loads the components of ``phases``; ``modules`` are used in place of loading those of the same name."""
+        self.fastvideo_args = fastvideo_args
+        self.phases = tuple(phases)
+        self.repository = ModelRepository(fastvideo_args.model_path)
+        self.modules: dict[str, Any] = {}
+        self.stages: list[StageEntry] = []
+        self.all_stages: list[StageEntry] = []
+        self._load_modules(dict(modules or {}))
+        self.initialize_pipeline(fastvideo_args)
+        self.create_pipeline_stages(fastvideo_args)
+
+    def initialize_pipeline(self, fastvideo_args: FastVideoArgs) -> None:  # noqa: B027 (an optional hook)
+        """Work between loading and the stages, if a family has any."""
+
+    @abstractmethod
+    def create_pipeline_stages(self, fastvideo_args: FastVideoArgs) -> None:
+        """Calls ``add_stage`` for every stage, in order, whatever the phases."""
+
+    def add_stage(self, name: str, stage: PipelineStage, phase: Phase | None = None) -> None:
+        """Appends a stage to ``phase``: else its own, else that of the stage before it. One not built is dropped."""
+        previous = self.all_stages[-1].phase if self.all_stages else Phase.ENCODE
+        entry = StageEntry(name, phase or stage.phase or previous, stage)
+        self.all_stages.append(entry)
+        if entry.phase in self.phases:
+            self.stages.append(entry)
+
+    def get_module(self, name: str) -> Any:
+        """A loaded component; None if its phase is not built."""
+        if name not in self._required_config_modules:
+            raise ValueError(f"{type(self).__name__} declares no module {name!r} in _required_config_modules")
+        return self.modules.get(name)
+
+    def get_config(self, name: str) -> dict[str, Any]:
+        """A component's parsed config file, whether or not its weights are loaded."""
+        file = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+        return self.repository.read_json(f"{name}/{file.get(name.removesuffix('_2'), 'config.json')}")
+
+    def canvas_rule(self) -> CanvasRule | None:
+        """Which canvases this checkpoint can make; None if any."""
+        return None
+
+    def sampling_defaults(self) -> SamplingParams:
+        """The family's defaults under those that the checkpoint's ``sampling_defaults.json`` carries."""
+        if not self.repository.exists("sampling_defaults.json"):
+            return self.default_sampling
+        return self.default_sampling.with_overrides(**self.repository.read_json("sampling_defaults.json"))
+
+    def stage_versions(self) -> dict[Phase, dict[str, int]]:
+        """Version of each stage of each phase, built or not: part of the key of what the phase makes."""
+        return {
+            phase: {entry.name: entry.stage.version for entry in self.all_stages if entry.phase is phase}
+            for phase in ALL_PHASES
+        }
+
+    def input_fields(self) -> tuple[str, ...]:
+        """The fields of a request on which the encode phase depends."""
+        return tuple(dict.fromkeys(field for entry in self.all_stages for field in entry.stage.reads))
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, context: ForwardContext | None = None) -> ForwardBatch:
+        """Runs the built stages in order, under ``context`` or a new one."""
+        with set_forward_context(context):
+            for entry in self.stages:
+                batch = entry.stage(batch, self.fastvideo_args)
+        return batch
+
+    def _load_modules(self, given: dict[str, Any]) -> None:
+        index = self.repository.read_json(INDEX)
+        for name in self._required_config_modules:
+            if not set(self.module_phases.get(name, ALL_PHASES)) & set(self.phases):
+                continue
+            if name in given:
+                self.modules[name] = given[name]
+                continue
+            class_name = (index.get(name) or [None, None])[1]
+            if class_name is None:
+                raise ValueError(f"{self.repository.root}/{INDEX} names no {name}, which {type(self).__name__} needs")
+            self.modules[name] = load_component(self.repository, name, class_name, self.fastvideo_args)

@@ -1,0 +1,30 @@
+"""Which pipeline serves which ``_class_name`` of a ``model_index.json``."""
+
+from collections.abc import Sequence
+
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.models.loader.repository import INDEX, ModelRepository
+from fastvideo.v1.models.registry import import_class
+from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+
+_PIPELINES = {
+    "WanPipeline": "fastvideo.v1.pipelines.wan:WanPipeline",
+}
+
+
+def register_pipeline(class_name: str, location: str) -> None:
+    """Serves ``class_name`` of a ``model_index.json`` with ``location``, written ``module:Class``."""
+    _PIPELINES[class_name] = location
+
+
+def build_pipeline(fastvideo_args: FastVideoArgs, phases: Sequence[Phase] = ALL_PHASES) -> ComposedPipelineBase:
+    """The pipeline of the checkpoint in ``fastvideo_args``, loaded for ``phases``."""
+    repository = ModelRepository(fastvideo_args.model_path)
+    class_name = repository.read_json(INDEX).get("_class_name")
+    if class_name not in _PIPELINES:
+        raise ValueError(
+            f"{repository.root}/{INDEX} wants {class_name}, which no pipeline serves; there are: "
+            f"{', '.join(sorted(_PIPELINES))} (register_pipeline adds one)"
+        )
+    return import_class(_PIPELINES[class_name])(fastvideo_args, phases)

@@ -1,0 +1,76 @@
+"""The loop in which nearly all time is spent."""
+
+from typing import Any
+
+import torch
+
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.forward_context import get_forward_context
+from fastvideo.v1.pipelines.phase import Phase
+from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.v1.pipelines.stages.base import PipelineStage
+
+
+class DenoisingStage(PipelineStage):
+    """Noise to latents, with classifier-free guidance (arXiv 2207.12598) if the request asks for it.
+
+    Latents and the scheduler's mathematics are float32; the transformer sees its own dtype. Nothing in the loop waits for
+    the device. A batch with ``scheduler_state`` goes on at its ``step_index``.
+    """
+
+    phase = Phase.DENOISE
+
+    def __init__(self, transformer: Any, scheduler: Any) -> None:
+        self.transformer = transformer
+        self.scheduler = scheduler
+
+    def verify_input(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
+        assert batch.timesteps is not None and batch.latents is not None, "timesteps and latents are prepared first"
+        if batch.prompt_embeds is None:
+            raise ValueError("prompt_embeds is missing; run the encode phase first, or load what it stored")
+        if batch.do_classifier_free_guidance and batch.negative_prompt_embeds is None:
+            raise ValueError(
+                f"guidance_scale={batch.sampling.guidance_scale} needs negative_prompt_embeds; encode the negative prompt, "
+                "or set guidance_scale to 1"
+            )
+
+    def forward(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> ForwardBatch:
+        assert batch.timesteps is not None and batch.latents is not None
+        context = get_forward_context()
+        dtype = next(self.transformer.parameters()).dtype
+        branches = self._text_branches(batch, dtype)
+        if batch.scheduler_state is not None:
+            self.scheduler.load_state_dict(batch.scheduler_state)
+        for index in range(batch.step_index, len(batch.timesteps)):
+            context.step_index = index
+            timestep = batch.timesteps[index].expand(len(batch.latents))
+            noise = self._predict(batch, batch.latents.to(dtype), timestep, branches)
+            batch.latents = self.scheduler.step(noise, index, batch.latents)
+            batch.step_index = index + 1
+            if context.on_step is not None:
+                batch.scheduler_state = self.scheduler.state_dict()
+                context.on_step(batch)
+        return batch
+
+    def verify_output(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
+        assert batch.latents is not None
+        if not torch.isfinite(batch.latents).all():
+            raise FloatingPointError("denoising gave NaN or infinite latents; try float32, or another seed or guidance")
+
+    def _predict(
+        self, batch: ForwardBatch, latents: torch.Tensor, timestep: torch.Tensor, branches: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """The guided flow, float32 ``[b, c, t, h, w]``."""
+        conditional, *rest = (self.transformer(latents, text, timestep).float() for text in branches)
+        if not rest:
+            return conditional
+        (unconditional,) = rest
+        return unconditional + batch.sampling.guidance_scale * (conditional - unconditional)
+
+    def _text_branches(self, batch: ForwardBatch, dtype: torch.dtype) -> list[torch.Tensor]:
+        assert batch.latents is not None and batch.prompt_embeds is not None
+        embeds = [batch.prompt_embeds]
+        if batch.do_classifier_free_guidance:
+            assert batch.negative_prompt_embeds is not None
+            embeds.append(batch.negative_prompt_embeds)
+        return [embed.to(batch.latents.device, dtype) for embed in embeds]
