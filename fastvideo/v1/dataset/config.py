@@ -34,7 +34,7 @@ class RunConfig:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     prompts: str = field(metadata={"description": _PROMPTS})
-    output: str = field(metadata={"description": "URI of the data set: runs, ledger, tables, and objects unless `store`"})
+    output: str = field(metadata={"description": "URI of the data set: runs, tables, and objects unless `store`"})
     store: str | None = setting(None, "URI of the object folders, if they live elsewhere or are shared")
     engine: FastVideoArgs = setting(FastVideoArgs(), "The model and how it is run; `model` is short for its path")
     sampling: SamplingOverrides = setting(SamplingOverrides(), "What differs from the model's own defaults")
@@ -70,7 +70,7 @@ def load_config(uri: str) -> dict[str, Any]:
 def parse_config(values: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> RunConfig:
     """The validated config of ``values`` with dotted ``overrides`` (``sampling.num_inference_steps``) laid over it.
 
-    ``model`` is short for ``engine.model_path``. Raises ``ValueError``, one line naming the key, its value and the rule.
+    ``model`` is short for ``engine.model_path``. Raises ``ValueError``: one line with key, value and rule.
     """
     merged: dict[str, Any] = {}
     _lay_over(merged, values)

@@ -1,13 +1,15 @@
 """Objects under one URI: created once, whole, by whoever comes first."""
 
+import contextlib
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -20,10 +22,16 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 60.0
 _SINGLE_PUT = 5 * 2**30  # a multi-part upload is not exclusive on every server; one PUT is
 _LISTING_THREADS = 16
+_READING_THREADS = 8
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "skip_instance_cache": True,
-    "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 0}, "max_pool_connections": 32},
+    "config_kwargs": {
+        "connect_timeout": 5,
+        "read_timeout": 60,
+        "retries": {"max_attempts": 0},
+        "max_pool_connections": 32,
+    },
 }
 
 
@@ -102,10 +110,8 @@ class Store:
 
     def delete(self, path: str) -> None:
         """Removes an object; one that is gone already is no error."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self._call(partial(self._fs.rm_file, self._full(path)), path)
-        except FileNotFoundError:
-            pass
 
     def set_aside(self, path: str) -> str:
         """Moves a damaged object out of the way, so that it is made again; returns its new path."""
@@ -120,6 +126,12 @@ class Store:
     def read(self, path: str) -> bytes:
         """The whole object; raises ``FileNotFoundError``."""
         return self._call(partial(self._fs.cat_file, self._full(path)), path)
+
+    def read_many(self, paths: Iterable[str]) -> Iterator[bytes]:
+        """The objects in order, some fetched ahead in parallel."""
+        with ThreadPoolExecutor(_READING_THREADS) as pool:
+            for group in _groups(paths, 4 * _READING_THREADS):
+                yield from pool.map(self.read, group)
 
     def open(self, path: str) -> BinaryIO:
         """The object as a seekable file, for readers that take parts of it."""
@@ -144,7 +156,7 @@ class Store:
         return sorted(found)
 
     def list_sharded(self, prefix: str) -> Iterator[Listing]:
-        """The objects of each folder right under ``prefix`` (the ``<aa>`` of the layout), folders listed in parallel."""
+        """The objects of each folder right under ``prefix`` (the layout's ``<aa>``), folders listed in parallel."""
         paths = [self._full(f"{prefix}/{name}") for name in self.folders(prefix)]
         list_one = self._scan_local if self._is_local else self._list_remote
         with ThreadPoolExecutor(_LISTING_THREADS) as pool:
@@ -209,7 +221,7 @@ class Store:
 
     def _scan_local(self, folder: str) -> Listing:
         relative = os.path.relpath(folder, self._root)
-        return [ObjectInfo(f"{relative}/{name}", *state) for name, *state in local_files.scan_folder(folder)]
+        return [ObjectInfo(f"{relative}/{name}", size, time) for name, size, time in local_files.scan_folder(folder)]
 
     def _list_remote(self, folder: str) -> Listing:
         return [self._info(entry) for entry in self._call(partial(self._find, folder), folder)]
@@ -225,6 +237,12 @@ class Store:
 
 def _protocols(fs: Any) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while group := [*islice(iterator, size)]:
+        yield group
 
 
 def _copy(local_path: str, target: BinaryIO) -> None:

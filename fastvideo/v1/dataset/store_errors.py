@@ -42,7 +42,7 @@ def translate(error: Exception, where: str) -> Exception:
     if code is not None and code.startswith("4") and code not in {"408", "409", "429"}:
         return StoreMisconfigured(f"{where}: the server refused the request ({code})")
     if code is None and isinstance(error, OSError) and error.errno in _LOCAL_MISCONFIGURED:
-        return StoreMisconfigured(f"{where}: {error.strerror or error}; choose a place that can be written and has links")
+        return StoreMisconfigured(f"{where}: {error.strerror or error}; choose a writable place with hard links")
     reason = code or (error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__)
     return StoreUnavailable(f"{where}: the store is unavailable ({reason})")
 
