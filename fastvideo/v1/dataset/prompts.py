@@ -115,7 +115,7 @@ def _read_jsonl(uri: str) -> Iterator[Row]:
             continue
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield rejected(source, text, f"not JSON: {error}")
             continue
         if not isinstance(values, dict):

@@ -24,8 +24,7 @@ def pack_state(tensors: Mapping[str, "Tensor"], scalars: Mapping[str, Any]) -> b
 
     plain = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     entries, body = _split(plain)
-    state = {"scalars": dict(scalars)}
-    state["digest"] = _digest(entries, state["scalars"], body)
+    state = {"scalars": dict(scalars), "digest": _digest(entries, scalars, body)}
     header = canonical_json({"__metadata__": {_STATE: canonical_json(state).decode()}, **entries})
     header += b" " * (-len(header) % 8)
     return struct.pack("<Q", len(header)) + header + body
@@ -58,6 +57,6 @@ def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _digest(entries: Mapping[str, Any], scalars: Mapping[str, Any], body: memoryview) -> str:
-    digest = hashlib.sha256(canonical_json([entries, scalars]))
+    digest = hashlib.sha256(canonical_json([entries, dict(scalars)]))
     digest.update(body)
     return digest.hexdigest()

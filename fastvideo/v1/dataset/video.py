@@ -1,5 +1,7 @@
 """Writing and probing video files with PyAV, frames streamed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Self
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.reformatter import Colorspace
 
 from fastvideo.v1.dataset.config import VideoConfig
@@ -34,7 +37,7 @@ class VideoWriter:
         if width % 2 or height % 2:
             raise ValueError(f"width={width}, height={height}: {config.codec} in yuv420p needs even sides")
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
-        options = {"crf": str(config.crf), "preset": config.preset}
+        options: dict[str, object] = {"crf": str(config.crf), "preset": config.preset}
         if config.codec == "hevc":
             options["x265-params"] = "log-level=error"
         stream = self._container.add_stream({"h264": "libx264", "hevc": "libx265"}[config.codec], rate=fps)
@@ -73,18 +76,23 @@ class VideoWriter:
 
 def probe(path: str | Path) -> VideoInfo:
     """Decodes the whole file; raises ``ValueError`` if it is damaged or holds no video."""
+    with _open_video(path) as (container, stream):
+        num_frames = sum(1 for _ in container.decode(stream))
+        rate = stream.average_rate or Fraction(0)
+        return VideoInfo(width=stream.width, height=stream.height, num_frames=num_frames, fps=float(rate))
+
+
+def iter_frames(path: str | Path) -> Iterator[np.ndarray]:
+    """The frames one by one as uint8 ``[h, w, c]``; raises ``ValueError`` like :func:`probe`."""
+    with _open_video(path) as (container, stream):
+        for frame in container.decode(stream):
+            yield frame.to_ndarray(format="rgb24")
+
+
+@contextmanager
+def _open_video(path: str | Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            num_frames = sum(1 for _ in container.decode(stream))
-            rate = stream.average_rate or Fraction(0)
-            return VideoInfo(width=stream.width, height=stream.height, num_frames=num_frames, fps=float(rate))
+            yield container, container.streams.video[0]
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} is no video that plays: {error}") from error
-
-
-def read_frames(path: str | Path, indices: list[int]) -> list[np.ndarray]:
-    """The frames at ``indices`` (negative ones count from the end) as uint8 ``[h, w, c]``."""
-    with av.open(str(path)) as container:
-        frames = list(container.decode(video=0))
-        return [frames[index].to_ndarray(format="rgb24") for index in indices]
