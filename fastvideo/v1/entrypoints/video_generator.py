@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 
 from fastvideo.v1.dataset.config import VideoConfig
-from fastvideo.v1.dataset.video import write_video
+from fastvideo.v1.dataset.video import VideoWriter
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
@@ -40,6 +40,8 @@ class VideoGenerator:
         ``sampling`` are the fields of :class:`SamplingParams`; those left out have the model's defaults. The same seed
         starts from the same noise as diffusers does with ``torch.Generator("cpu").manual_seed(seed)``.
         """
+        if not prompt.strip():
+            raise ValueError(f"prompt {prompt!r} is empty; describe what the video shows")
         params = self.pipeline.sampling_defaults().with_overrides(**sampling)
         batch = ForwardBatch(prompt=[prompt], seeds=[params.seed], sampling=params)
         context = ForwardContext()
@@ -47,5 +49,6 @@ class VideoGenerator:
         assert batch.frames is not None, "the decode phase leaves frames"
         frames = batch.frames[0]
         if output_path is not None:
-            write_video(output_path, frames, params.fps, VideoConfig())
+            with VideoWriter(output_path, params.width, params.height, params.fps, VideoConfig()) as writer:
+                writer.write(frames.numpy())
         return VideoResult(frames, output_path, context.timings)

@@ -117,9 +117,13 @@ class ComposedPipelineBase(ABC):
     def stage_versions(self) -> dict[Phase, dict[str, int]]:
         """Version of each stage of each phase, built or not: part of the key of what the phase makes."""
         return {
-            phase: {entry.name: entry.stage.version for entry in self.all_stages if entry.phase is phase}
+            phase: {type(e.stage).__name__: e.stage.version for e in self.all_stages if e.phase is phase}
             for phase in ALL_PHASES
         }
+
+    def components(self, phase: Phase) -> tuple[str, ...]:
+        """The required components that serve ``phase``."""
+        return tuple(name for name in self._required_config_modules if phase in self.module_phases.get(name, ALL_PHASES))
 
     def input_fields(self) -> tuple[str, ...]:
         """The fields of a request on which the encode phase depends."""

@@ -1,12 +1,9 @@
 """What a data-set run must know of a pipeline before any weight is loaded."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import fsspec
-
-from fastvideo.v1.pipelines.phase import Phase
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
 
 
@@ -19,37 +16,22 @@ class PipelineDescription:
     components: Mapping[Phase, tuple[str, ...]]
     stage_versions: Mapping[Phase, Mapping[str, int]]
     default_sampling: SamplingParams
-    canvas: CanvasRule
+    canvas: CanvasRule | None
     input_fields: tuple[str, ...]
 
 
 def describe_pipeline(model_path: str) -> PipelineDescription:
-    """The description of the checkpoint at ``model_path``, read from ``model_index.json``."""
-    defaults = _read_json(model_path, "sampling_defaults.json", missing={})
+    """The description of the checkpoint at ``model_path``; raises ``ValueError`` if no pipeline serves it."""
+    from fastvideo.v1.fastvideo_args import FastVideoArgs
+    from fastvideo.v1.pipelines.registry import build_pipeline
+
+    pipeline = build_pipeline(FastVideoArgs(model_path=model_path), phases=())
     return PipelineDescription(
-        pipeline_class=_read_json(model_path, "model_index.json")["_class_name"],
-        model_root=model_path,
-        components={
-            Phase.ENCODE: ("text_encoder", "tokenizer"),
-            Phase.DENOISE: ("transformer", "scheduler"),
-            Phase.DECODE: ("vae",),
-        },
-        stage_versions={
-            Phase.ENCODE: {"InputValidationStage": 1, "TextEncodingStage": 1},
-            Phase.DENOISE: {"TimestepPreparationStage": 1, "LatentPreparationStage": 1, "DenoisingStage": 1},
-            Phase.DECODE: {"DecodingStage": 1},
-        },
-        default_sampling=SamplingParams().with_overrides(**defaults),
-        canvas=CanvasRule(spatial=16, temporal=4),
-        input_fields=("prompt",),
+        pipeline_class=type(pipeline).__name__,
+        model_root=pipeline.repository.root,
+        components={phase: pipeline.components(phase) for phase in ALL_PHASES},
+        stage_versions=pipeline.stage_versions(),
+        default_sampling=pipeline.sampling_defaults(),
+        canvas=pipeline.canvas_rule(),
+        input_fields=pipeline.input_fields(),
     )
-
-
-def _read_json(model_path: str, name: str, missing: dict | None = None) -> dict:
-    try:
-        with fsspec.open(f"{model_path.rstrip('/')}/{name}", "r") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        if missing is None:
-            raise ValueError(f"{model_path} has no {name}: a model directory in the Diffusers layout has one") from None
-        return missing

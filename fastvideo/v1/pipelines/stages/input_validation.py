@@ -8,7 +8,7 @@ from fastvideo.v1.sampling_params import CanvasRule
 
 
 class InputValidationStage(PipelineStage):
-    """Checks prompts, seeds and canvas; ``canvas`` is the rule of the model's VAE and patches, if it has one."""
+    """Checks that prompts, seeds and canvas fit together; ``canvas`` is the rule of the model's VAE and patches, if it has one."""
 
     phase = Phase.ENCODE
 
@@ -16,9 +16,6 @@ class InputValidationStage(PipelineStage):
         self.canvas = canvas
 
     def forward(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> ForwardBatch:
-        for prompt in batch.prompt:
-            if not prompt.strip():
-                raise ValueError(f"prompt {prompt!r} is empty; describe what the video shows")
         for name, values in (("seeds", batch.seeds), ("negative_prompt", batch.negative_prompt)):
             if values and len(values) != len(batch.prompt):
                 raise ValueError(f"{len(values)} {name} for {len(batch.prompt)} prompts; give one each")

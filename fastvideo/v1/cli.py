@@ -1,0 +1,75 @@
+"""The commands that need no orchestration: ``generate`` and ``bench``; nothing heavy is imported before one runs."""
+
+import argparse
+import json
+from dataclasses import fields
+
+from fastvideo.data import EMBEDDED_MODEL
+from fastvideo.v1.sampling_params import SamplingOverrides
+
+
+def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds this module's commands; each sets ``run``, a function of the parsed arguments that returns the exit code."""
+    generate = subparsers.add_parser("generate", help="make one video")
+    generate.add_argument("--prompt", required=True, help="what the video shows")
+    generate.add_argument("--model", default=EMBEDDED_MODEL, help="model directory, URI or cached hub id")
+    generate.add_argument("--output", default="video.mp4", help="the mp4 to write")
+    generate.add_argument("--json", action="store_true", help="print the result as JSON")
+    for field in fields(SamplingOverrides):
+        kind = _OPTION_TYPES.get(field.name, int)
+        generate.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=field.metadata["description"])
+    generate.set_defaults(run=_generate)
+    _add_bench(subparsers.add_parser("bench", help="measure this machine"))
+
+
+_OPTION_TYPES = {"guidance_scale": float, "flow_shift": float, "negative_prompt": str}
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.video_generator import VideoGenerator
+
+    sampling = {field.name: getattr(options, field.name) for field in fields(SamplingOverrides)}
+    result = VideoGenerator.from_pretrained(options.model).generate_video(options.prompt, options.output, **sampling)
+    if options.json:
+        print(json.dumps({"path": result.path, "shape": list(result.frames.shape), "timings": result.timings}))
+    else:
+        seconds = ", ".join(f"{name} {value:.2f} s" for name, value in result.timings.items() if value >= 0.01)
+        print(f"{result.path}: {len(result.frames)} frames ({seconds})")
+    return 0
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    kinds = bench.add_subparsers(required=True, metavar="KIND")
+    dit = kinds.add_parser("dit", help="one forward of a transformer at full size, beside diffusers")
+    dit.add_argument("--model", default="wan21_t2v_1.3B", help="an architecture of fastvideo/data/configs")
+    dit.add_argument("--height", type=int, default=480)
+    dit.add_argument("--width", type=int, default=832)
+    dit.add_argument("--num-frames", type=int, default=81)
+    dit.add_argument("--rounds", type=int, default=7)
+    dit.add_argument("--cases", nargs="+", default=["diffusers", "diffusers+compile", "ours"])
+    dit.add_argument("--json", metavar="FILE", help="also write the figures here")
+    dit.set_defaults(run=_bench_dit)
+    plan = kinds.add_parser("plan", help="planning prompts and scanning a store")
+    plan.add_argument("--prompts", type=int, default=1_000_000, help="prompts to plan")
+    plan.add_argument("--objects", type=int, default=200_000, help="objects to find on resume")
+    plan.add_argument("--json", metavar="FILE", help="also write the figures here")
+    plan.set_defaults(run=_bench_plan)
+
+
+def _bench_dit(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.bench.dit import bench_dit
+    from fastvideo.v1.entrypoints.bench.report import report
+
+    figures = bench_dit(
+        options.model, options.height, options.width, options.num_frames, options.cases, options.rounds
+    )
+    report(figures, options.json)
+    return 0
+
+
+def _bench_plan(options: argparse.Namespace) -> int:
+    from fastvideo.v1.dataset.benchmark import bench_planning
+    from fastvideo.v1.entrypoints.bench.report import report
+
+    report(bench_planning(options.prompts, options.objects), options.json)
+    return 0

@@ -1,0 +1,115 @@
+"""What a stage job does with one item of its shard: fetch its inputs, make it, hand over the object.
+
+``fetch`` and ``commit`` may run beside ``make``, which alone touches the device.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from fastvideo.v1.dataset.ledger import LedgerRow
+from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.sample import Sample
+from fastvideo.v1.dataset.samples import to_samples
+from fastvideo.v1.dataset.state_file import DamagedObject, unpack_state
+from fastvideo.v1.pipelines.phase import Phase
+from fastvideo.v1.pipelines.phase_state import State
+from fastvideo.v1.worker.gpu_worker import GPUWorker
+
+
+class InputMissing(Exception):
+    """What an item is made from is not there: an earlier phase failed on it, or has yet to make it again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """How the work is done; none of these changes a result."""
+
+    text_batch_size: int = 32
+    tries: int = 3
+    checkpoint_every: int = 10
+
+
+@dataclass(frozen=True)
+class Product:
+    """One finished object, not yet committed: its bytes, or the local file that holds them."""
+
+    id: str
+    path: str
+    content: bytes | Path
+    started: float
+    seconds: float
+    metrics: Mapping[str, Any] | None = None
+
+
+class PhaseJob(ABC):
+    """One phase's part of a stage job."""
+
+    phase: ClassVar[Phase]
+
+    def __init__(self, run: Run, worker: GPUWorker, settings: JobSettings, is_stopping: Callable[[], bool]) -> None:
+        self.run = run
+        self.worker = worker
+        self.settings = settings
+        self.is_stopping = is_stopping
+
+    @abstractmethod
+    def groups(self, rows: pa.Table) -> list[list[Any]]:
+        """The shard's items, in groups that are made in one call."""
+
+    @abstractmethod
+    def path(self, item: Any) -> str:
+        """Where the item's object goes."""
+
+    def fetch(self, item: Any) -> Any:
+        """Reads what the item is made from; raises :class:`InputMissing`."""
+
+    @abstractmethod
+    def make(self, items: Sequence[Any], inputs: Sequence[Any]) -> Iterator[Product]:
+        """Runs the pipeline and yields one product an item."""
+
+    def clean_up(self, item: Any) -> None:
+        """Removes what only an unfinished item needs."""
+
+    def commit(self, product: Product) -> LedgerRow | None:
+        """Stores a product; None if another process had stored it already."""
+        store = self.run.objects
+        if isinstance(product.content, Path):
+            data = product.content.read_bytes()
+            is_new = store.create_from_file(product.path, str(product.content))
+            product.content.unlink()
+        else:
+            data = product.content
+            is_new = store.create(product.path, data)
+        if not is_new:
+            return None
+        return LedgerRow(
+            id=product.id,
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            seconds=product.seconds,
+            device=self.worker.device_name,
+            started=product.started,
+            metrics=product.metrics,
+        )
+
+    def _read_state(self, path: str) -> State:
+        try:
+            return unpack_state(self.run.objects.read(path), path)
+        except FileNotFoundError:
+            raise InputMissing(path) from None
+        except DamagedObject as error:
+            aside = self.run.objects.set_aside(path)
+            raise InputMissing(f"{error}; put aside at {aside}, to be made again") from None
+
+
+class SampleJob(PhaseJob):
+    """A phase that works on one sample at a time."""
+
+    def groups(self, rows: pa.Table) -> list[list[Sample]]:
+        return [[sample] for batch in rows.to_batches() for sample in to_samples(batch, {})]

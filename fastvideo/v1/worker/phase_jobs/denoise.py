@@ -1,0 +1,93 @@
+"""Embeddings to latents."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from fastvideo.v1.dataset.layout import input_path, latents_path, step_path
+from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.sample import Sample, input_id
+from fastvideo.v1.dataset.state_file import DamagedObject, pack_state, unpack_state
+from fastvideo.v1.forward_context import ForwardContext
+from fastvideo.v1.logger import init_logger
+from fastvideo.v1.pipelines.phase import Phase
+from fastvideo.v1.pipelines.phase_state import export_sample, import_sample
+from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.v1.worker.failures import Preempted
+from fastvideo.v1.worker.gpu_worker import GPUWorker
+from fastvideo.v1.worker.phase_jobs.base import JobSettings, Product, SampleJob
+
+logger = init_logger(__name__)
+
+
+class DenoiseJob(SampleJob):
+    """Embeddings to latents; a long sample's state is saved every few steps, and when the job has to leave."""
+
+    phase = Phase.DENOISE
+
+    def __init__(self, run: Run, worker: GPUWorker, settings: JobSettings, is_stopping: Callable[[], bool]) -> None:
+        super().__init__(run, worker, settings, is_stopping)
+        self._with_steps: set[str] = set()  # ids of which a loop's state is stored
+
+    def path(self, item: Sample) -> str:
+        return latents_path(self.run.keys[Phase.DENOISE], item.id)
+
+    def fetch(self, item: Sample) -> ForwardBatch:
+        sampling = item.sampling(self.run.sampling)
+        batch = ForwardBatch(prompt=[item.prompt], seeds=[item.seed], sampling=sampling)
+        key = self.run.keys[Phase.ENCODE]
+        import_sample(batch, *self._read_state(input_path(key, input_id({"prompt": item.prompt}))))
+        if batch.do_classifier_free_guidance:
+            negative = self._read_state(input_path(key, input_id({"prompt": item.negative_prompt})))
+            import_sample(batch, *negative, prefix="negative_")
+        self._restore(item, batch)
+        return batch
+
+    def make(self, items: Sequence[Sample], inputs: Sequence[ForwardBatch]) -> Iterator[Product]:
+        (item,), (batch,) = items, inputs
+        started = time.time()
+        context = ForwardContext(on_step=lambda state: self._after_step(item, state))
+        batch = self.worker.execute_forward(batch, context)
+        state = export_sample(batch, self.worker.pipeline.hands_on[Phase.DENOISE], 0)
+        yield Product(item.id, self.path(item), pack_state(*state), started, time.time() - started)
+
+    def clean_up(self, item: Sample) -> None:
+        if item.id in self._with_steps:
+            self.run.objects.delete(self._step_path(item))
+            self._with_steps.discard(item.id)
+
+    def _after_step(self, item: Sample, batch: ForwardBatch) -> None:
+        assert batch.timesteps is not None
+        if batch.step_index == len(batch.timesteps):
+            return
+        every = self.settings.checkpoint_every
+        stopping = self.is_stopping()
+        if stopping or (every and batch.step_index % every == 0):
+            self._save(item, batch)
+        if stopping:
+            raise Preempted(f"left sample {item.id} after step {batch.step_index} of {len(batch.timesteps)}")
+
+    def _save(self, item: Sample, batch: ForwardBatch) -> None:
+        assert batch.latents is not None and batch.scheduler_state is not None
+        state = {f"scheduler.{name}": value for name, value in batch.scheduler_state.items()}
+        tensors = {name: value for name, value in state.items() if hasattr(value, "shape")}
+        scalars = {name: value for name, value in state.items() if name not in tensors}
+        data = pack_state({"latents": batch.latents, **tensors}, {"step_index": batch.step_index, **scalars})
+        self.run.objects.overwrite(self._step_path(item), data)
+        self._with_steps.add(item.id)
+
+    def _restore(self, item: Sample, batch: ForwardBatch) -> None:
+        try:
+            tensors, scalars = unpack_state(self.run.objects.read(self._step_path(item)), item.id)
+        except FileNotFoundError:
+            return
+        except DamagedObject as error:
+            logger.warning("%s; the sample starts over", error)
+            return
+        self._with_steps.add(item.id)
+        batch.latents, batch.step_index = tensors.pop("latents"), scalars.pop("step_index")
+        state = {**tensors, **scalars}
+        batch.scheduler_state = {name.removeprefix("scheduler."): value for name, value in state.items()}
+        logger.info("sample %s goes on after step %d", item.id, batch.step_index)
+
+    def _step_path(self, item: Sample) -> str:
+        return step_path(self.run.keys[Phase.DENOISE], item.id)
