@@ -1,0 +1,60 @@
+"""The key of each phase: a hash of all that makes its results, and of nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fastvideo.v1.dataset.canonical import digest
+from fastvideo.v1.dataset.config import VideoConfig
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.pipelines.describe import PipelineDescription
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+from fastvideo.v1.sampling_params import SamplingParams
+
+KEY_LENGTH = 16
+APPROXIMATE_BACKENDS = frozenset({"SLIDING_TILE_ATTN"})
+_ENGINE_FIELDS = {
+    Phase.ENCODE: ("text_encoder_precision",),
+    Phase.DENOISE: ("precision", "attention_backend"),
+    Phase.DECODE: ("vae_precision", "vae_tiling"),
+}
+_SAMPLING_FIELDS = {
+    Phase.ENCODE: (),
+    Phase.DENOISE: ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "flow_shift"),
+    Phase.DECODE: ("fps",),
+}
+
+
+def result_settings(engine: FastVideoArgs) -> dict[str, Any]:
+    """The process settings that shape results; exact attention backends all count as none."""
+    values = {name: getattr(engine, name) for names in _ENGINE_FIELDS.values() for name in names}
+    if values["attention_backend"] not in APPROXIMATE_BACKENDS:
+        values["attention_backend"] = None
+    return values
+
+
+def phase_keys(
+    description: PipelineDescription,
+    fingerprints: Mapping[str, str],
+    engine: FastVideoArgs,
+    sampling: SamplingParams,
+    video: VideoConfig,
+) -> dict[Phase, str]:
+    """The keys, each with the one before in it; ``fingerprints`` maps the components' names."""
+    settings = result_settings(engine)
+    keys: dict[Phase, str] = {}
+    previous = ""
+    for phase in ALL_PHASES:
+        previous = keys[phase] = digest(
+            {
+                "previous": previous,
+                "pipeline": description.pipeline_class,
+                "components": {name: fingerprints[name] for name in description.components[phase]},
+                "stages": dict(description.stage_versions[phase]),
+                "engine": {name: settings[name] for name in _ENGINE_FIELDS[phase]},
+                "sampling": {name: getattr(sampling, name) for name in _SAMPLING_FIELDS[phase]},
+                "video": asdict(video) if phase is Phase.DECODE else None,
+            },
+            KEY_LENGTH,
+        )
+    return keys

@@ -1,0 +1,94 @@
+"""Where everything lies under an output and its store: the one place that spells paths."""
+
+from fastvideo.v1.pipelines.phase import Phase
+
+RUNS = "runs"
+DATA = "data"
+CARD = "README.md"
+CONTACT_SHEET = "contact_sheet.png"
+
+_SUFFIX = {Phase.ENCODE: ".safetensors", Phase.DENOISE: ".safetensors", Phase.DECODE: ".mp4"}
+_STEP_SUFFIX = ".step.safetensors"
+
+
+def phase_folder(phase: Phase, key: str) -> str:
+    """The folder of one phase's objects under one key; below it the ``<aa>`` folders."""
+    return f"{phase}/{key}"
+
+
+def object_path(phase: Phase, key: str, id: str) -> str:
+    """The object of input (encode) or sample ``id``."""
+    return f"{phase}/{key}/{id[:2]}/{id}{_SUFFIX[phase]}"
+
+
+def object_id(phase: Phase, path: str) -> str | None:
+    """The id of the object at ``path``, or None for what is not a finished object (a long sample's steps)."""
+    name = path.rpartition("/")[2]
+    if name.startswith(".") or name.endswith(_STEP_SUFFIX) or not name.endswith(_SUFFIX[phase]):
+        return None
+    return name.removesuffix(_SUFFIX[phase])
+
+
+def input_path(key: str, input_id: str) -> str:
+    """Embeddings of one distinct text or image."""
+    return object_path(Phase.ENCODE, key, input_id)
+
+
+def latents_path(key: str, id: str) -> str:
+    """Final latents of a sample."""
+    return object_path(Phase.DENOISE, key, id)
+
+
+def step_path(key: str, id: str) -> str:
+    """State of a sample's denoising loop while it is under way; may be overwritten and never counts."""
+    return f"{Phase.DENOISE}/{key}/{id[:2]}/{id}{_STEP_SUFFIX}"
+
+
+def video_path(key: str, id: str) -> str:
+    """Video file of a sample."""
+    return object_path(Phase.DECODE, key, id)
+
+
+def run_path(run: str) -> str:
+    """The frozen record of a run; its existence makes the run visible."""
+    return f"{RUNS}/{run}/run.json"
+
+
+def samples_dir(run: str) -> str:
+    """Parquet parts of the run's samples, in data-set order by name."""
+    return f"{RUNS}/{run}/samples"
+
+
+def requests_dir(run: str) -> str:
+    """Parquet parts that say which samples were asked for more than once; the last by name wins."""
+    return f"{RUNS}/{run}/requests"
+
+
+def rejected_path(run: str, source_digest: str) -> str:
+    """Rows of one prompt source that were kept out, one JSON line each."""
+    return f"{RUNS}/{run}/rejected/{source_digest}.jsonl"
+
+
+def ledger_dir(run: str, phase: Phase) -> str:
+    """Parquet files of finished objects, a few for each attempt."""
+    return f"{RUNS}/{run}/ledger/{phase}"
+
+
+def failed_dir(run: str, phase: Phase) -> str:
+    """One JSON file for each sample that is out of tries."""
+    return f"{RUNS}/{run}/failed/{phase}"
+
+
+def failed_path(run: str, phase: Phase, id: str) -> str:
+    """The record of one failed sample (or input, for encode)."""
+    return f"{failed_dir(run, phase)}/{id}.json"
+
+
+def wave_dir(run: str, wave: str) -> str:
+    """The shards of one wave; gone when the wave is done."""
+    return f"{RUNS}/{run}/waves/{wave}"
+
+
+def shard_path(run: str, wave: str, phase: Phase, index: int) -> str:
+    """The rows of one shard."""
+    return f"{wave_dir(run, wave)}/{phase}-{index:04d}.parquet"

@@ -1,0 +1,110 @@
+"""The ledger: an index of what was finished, when, where and how well; the objects themselves are the truth."""
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastvideo.v1.dataset.layout import ledger_dir
+from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.samples import from_parquet, to_parquet
+from fastvideo.v1.pipelines.phase import Phase
+
+METRICS_TYPE = pa.struct(
+    [
+        ("mean_luminance", pa.float64()),
+        ("contrast", pa.float64()),
+        ("motion", pa.float64()),
+        ("black_frames", pa.int32()),
+        ("has_nan", pa.bool_()),
+    ]
+)
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("seconds", pa.float64()),
+        ("device", pa.string()),
+        ("started", pa.float64()),
+        ("attempt", pa.string()),
+        ("metrics", METRICS_TYPE),
+    ]
+)
+_FLUSH_ROWS = 256
+_FLUSH_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """One finished object. ``seconds`` and ``device`` are None for an object that was found, not made.
+
+    ``started`` counts seconds since 1970; ``metrics`` has keys of ``METRICS_TYPE``.
+    """
+
+    id: str
+    bytes: int
+    sha256: str
+    started: float
+    seconds: float | None = None
+    device: str | None = None
+    metrics: Mapping[str, float | int | bool | None] | None = None
+
+
+class LedgerWriter:
+    """Collects rows and writes them as uniquely named files: one each minute or few hundred rows, and at the end.
+
+    A context manager; also an error's way out writes what is there, since those objects exist.
+    """
+
+    def __init__(self, run: Run, phase: Phase, attempt: str | None = None) -> None:
+        self._run = run
+        self._phase = phase
+        self._attempt = attempt or f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._rows: list[dict[str, object]] = []
+        self._flushed = time.monotonic()
+
+    def add(self, row: LedgerRow) -> None:
+        """Takes a row; may write."""
+        self._rows.append(asdict(row) | {"attempt": self._attempt})
+        if len(self._rows) >= _FLUSH_ROWS or time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the rows taken since the last flush."""
+        self._flushed = time.monotonic()
+        if self._rows:
+            table = pa.Table.from_pylist(self._rows, schema=LEDGER_SCHEMA)
+            path = f"{ledger_dir(self._run.name, self._phase)}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+            self._run.output.create(path, to_parquet(table))
+            self._rows = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+
+def read_ledger(run: Run, phase: Phase, columns: list[str] | None = None) -> pa.Table:
+    """One row an id; of several the one that tells the seconds, and of those the last."""
+    schema = LEDGER_SCHEMA if columns is None else pa.schema([LEDGER_SCHEMA.field(name) for name in columns])
+    paths = [info.path for info in run.output.list(ledger_dir(run.name, phase))]
+    tables = [from_parquet(data, columns) for data in run.output.read_many(paths)]
+    table = pa.concat_tables(tables).cast(schema) if tables else schema.empty_table()
+    return _last_rows(table) if {"seconds", "started"} <= set(schema.names) else table
+
+
+def _last_rows(table: pa.Table) -> pa.Table:
+    numbered = table.append_column("made", pc.cast(pc.is_valid(table["seconds"]), pa.int8()))
+    ordered = numbered.sort_by([("id", "ascending"), ("made", "ascending"), ("started", "ascending")])
+    ids = ordered["id"].combine_chunks()
+    if len(ids) < 2:
+        return table
+    is_last = pa.concat_arrays([pc.not_equal(ids[:-1], ids[1:]), pa.array([True])])
+    return ordered.filter(is_last).drop_columns(["made"])

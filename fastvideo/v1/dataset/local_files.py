@@ -1,0 +1,74 @@
+"""Files that are there whole or not at all, whatever instruction a process dies at."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def create(path: str, write: Callable[[BinaryIO], object]) -> None:
+    """Creates ``path`` from what ``write`` puts into the file; raises ``FileExistsError`` if it is there.
+
+    A hard link and not a rename: a rename would overwrite.
+    """
+    with _temporary(path, write) as temporary:
+        os.link(temporary, path)
+    _sync_folder(os.path.dirname(path))
+
+
+def replace(path: str, write: Callable[[BinaryIO], object]) -> None:
+    """Creates or replaces ``path``; a reader sees the old file or the new one."""
+    with _temporary(path, write) as temporary:
+        os.replace(temporary, path)
+    _sync_folder(os.path.dirname(path))
+
+
+def scan_folder(folder: str) -> list[tuple[str, int, float]]:
+    """Name, size and modification time of each file in ``folder``; unfinished ones are left out."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):
+                    state = entry.stat()
+                    found.append((entry.name, state.st_size, state.st_mtime))
+    except FileNotFoundError:
+        pass
+    return found
+
+
+@contextmanager
+def _temporary(path: str, write: Callable[[BinaryIO], object]) -> Iterator[str]:
+    folder = os.path.dirname(path)
+    make_folder(folder)
+    temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def make_folder(folder: str) -> None:
+    """Makes ``folder`` and its parents so that they outlive a power cut."""
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    make_folder(parent)
+    os.makedirs(folder, exist_ok=True)
+    _sync_folder(parent)
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,171 @@
+"""From prompts to a run: which samples there are, which are new, what is missing."""
+
+import itertools
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from fastvideo.v1.dataset.canonical import digest
+from fastvideo.v1.dataset.config import RunConfig
+from fastvideo.v1.dataset.layout import rejected_path, requests_dir, run_path
+from fastvideo.v1.dataset.prompt_row import PromptRow, RejectedRow
+from fastvideo.v1.dataset.prompts import read_prompts
+from fastvideo.v1.dataset.resolve import resolve_run
+from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.sample import OVERRIDE_FIELDS, derive_seed, input_id, sample_id
+from fastvideo.v1.dataset.sample_log import SampleLog
+from fastvideo.v1.dataset.samples import REQUESTS_SCHEMA, read_requests, to_parquet
+from fastvideo.v1.dataset.scan import Scan, scan
+from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.logger import init_logger
+from fastvideo.v1.sampling_params import CanvasRule
+
+logger = init_logger(__name__)
+
+_KEPT_REJECTIONS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """``num_samples`` counts the whole run, ``num_new`` what this plan added, ``num_repeated`` equal rows merged.
+
+    ``rejected`` holds the first bad rows of ``num_rejected``; the run's folder has up to ten thousand.
+    """
+
+    run: Run
+    scan: Scan
+    num_samples: int
+    num_new: int
+    num_repeated: int
+    num_rejected: int
+    rejected: tuple[RejectedRow, ...]
+
+
+def plan_run(config: RunConfig, *, write: bool = True) -> Plan:
+    """Resolves the run of ``config``, adds the prompts' new samples to it and scans its stores.
+
+    Streams the prompts. Without ``write`` nothing changes anywhere. Raises ``ValueError`` for a bad model, size or
+    file, and when no row can be used.
+    """
+    output = Store(config.output)
+    run, canvas = resolve_run(config, output)
+    if write:
+        for store in (run.output, run.objects):
+            store.check_exclusive_create()
+    log = SampleLog(run, write=write)
+    planner = _Planner(run, canvas, log)
+    for row in read_prompts(config.prompts):
+        planner.take(row)
+    log.flush()
+    planner.check_any(config.prompts)
+    if write:
+        planner.write_records(config.prompts)
+        if not output.create(run_path(run.name), run.to_json()):
+            logger.info("run %s goes on: %d samples, %d new", run.name, log.num_samples, log.num_new)
+    return Plan(
+        run=run,
+        scan=scan(run, log.index()),
+        num_samples=log.num_samples,
+        num_new=log.num_new,
+        num_repeated=sum(planner.requested.values()) - len(planner.requested),
+        num_rejected=planner.num_rejected,
+        rejected=tuple(planner.rejections[:20]),
+    )
+
+
+class _Planner:
+    """Turns rows into samples, and counts."""
+
+    def __init__(self, run: Run, canvas: CanvasRule, log: SampleLog) -> None:
+        self._run, self._log = run, log
+        self._canvas_error = lru_cache(4096)(lambda *size: _canvas_error(canvas, *size))
+        self._input_id = lru_cache(4096)(lambda text: input_id({"prompt": text}))
+        self.requested: dict[bytes, int] = {}
+        self.num_rejected = 0
+        self.rejections: list[RejectedRow] = []
+
+    def take(self, row: PromptRow | RejectedRow) -> None:
+        """Adds the row's samples that are new, or notes why it cannot be used."""
+        if isinstance(row, RejectedRow):
+            return self._reject(row)
+        sampling = self._run.sampling
+        overrides = {name: value for name, value in row.overrides.items() if value != getattr(sampling, name)}
+        if overrides:
+            size = (overrides.get(name, getattr(sampling, name)) for name in ("height", "width", "num_frames"))
+            if error := self._canvas_error(*size):
+                return self._reject(RejectedRow(row.source, row.prompt[:200], error))
+        for repeat in range(row.repeats or self._run.repeats):
+            self._add(row, overrides, repeat)
+
+    def _add(self, row: PromptRow, overrides: Mapping[str, Any], repeat: int) -> None:
+        sampling = self._run.sampling
+        negative = sampling.negative_prompt if row.negative_prompt is None else row.negative_prompt
+        if row.seed is not None and repeat == 0:
+            seed = row.seed
+        else:
+            seed = derive_seed(row.prompt, sampling.seed if row.seed is None else row.seed, repeat)
+        id = sample_id(row.prompt, negative, seed, overrides)
+        packed = bytes.fromhex(id)
+        count = self.requested.get(packed, 0)
+        self.requested[packed] = count + 1
+        if count or packed in self._log:
+            return
+        is_guided = overrides.get("guidance_scale", sampling.guidance_scale) > 1
+        self._log.append(
+            packed,
+            id=id,
+            input_id=self._input_id(row.prompt),
+            negative_input_id=self._input_id(negative) if is_guided else None,
+            prompt=row.prompt,
+            negative_prompt=negative,
+            seed=seed,
+            **{name: overrides.get(name) for name in OVERRIDE_FIELDS},
+        )
+
+    def _reject(self, row: RejectedRow) -> None:
+        self.num_rejected += 1
+        if len(self.rejections) < _KEPT_REJECTIONS:
+            self.rejections.append(row)
+        if self.num_rejected <= 5:
+            logger.warning("%s: %s; the row is kept out", row.source, row.reason)
+
+    def check_any(self, prompts: str) -> None:
+        """Raises unless some row could be used."""
+        if not self.requested:
+            first = f"; the first: {self.rejections[0].source}: {self.rejections[0].reason}" if self.rejections else ""
+            raise ValueError(f"prompts {prompts!r} hold no row that can be used{first}")
+        if self.num_rejected:
+            logger.warning("%d rows are kept out", self.num_rejected)
+
+    def write_records(self, prompts: str) -> None:
+        """Writes the rejected rows and the counts that differ from the last plan's."""
+        run = self._run
+        path = rejected_path(run.name, digest(prompts, 12))
+        if self.rejections:
+            lines = ({"source": row.source, "value": row.value, "reason": row.reason} for row in self.rejections)
+            run.output.overwrite(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        else:
+            run.output.delete(path)
+        before = read_requests(run.output, run.name)
+        now = {id.hex(): count for id, count in self.requested.items() if count > 1}
+        once = (id for id in before if id not in now and bytes.fromhex(id) in self.requested)
+        changed = {id: count for id, count in now.items() if before.get(id, 1) != count}
+        changed |= {id: 1 for id in itertools.filterfalse(lambda id: before[id] == 1, once)}
+        if changed:
+            table = pa.table([list(changed), list(changed.values())], schema=REQUESTS_SCHEMA)
+            name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+            run.output.create(f"{requests_dir(run.name)}/{name}", to_parquet(table))
+
+
+def _canvas_error(canvas: CanvasRule, height: int, width: int, num_frames: int) -> str | None:
+    try:
+        canvas.check(height, width, num_frames)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -1,0 +1,77 @@
+"""From a config to the run it names: the model looked at, every setting decided."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from fastvideo.v1.dataset.canonical import digest
+from fastvideo.v1.dataset.config import RunConfig
+from fastvideo.v1.dataset.fingerprint import fingerprint_component
+from fastvideo.v1.dataset.keys import phase_keys, result_settings
+from fastvideo.v1.dataset.layout import run_path
+from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.pipelines.describe import PipelineDescription, describe_pipeline
+from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
+
+NAME_LENGTH = 12
+_PACKAGES = ("fastvideo", "torch", "diffusers", "transformers")
+
+
+def resolve_run(config: RunConfig, output: Store) -> tuple[Run, CanvasRule]:
+    """The run that ``config`` names, as it is stored or else new and not yet stored, and its model's sizes.
+
+    Raises ``ValueError`` for a default size that the model cannot make, and for a store other than the run's own.
+    """
+    description = describe_pipeline(config.engine.model_path)
+    sampling = config.sampling.apply(description.default_sampling)
+    description.canvas.check(sampling.height, sampling.width, sampling.num_frames)
+    run = _new_run(config, description, sampling, output)
+    try:
+        stored = Run.from_json(output.read(run_path(run.name)), output)
+    except FileNotFoundError:
+        return run, description.canvas
+    if config.store and run.store_uri != stored.store_uri:
+        raise ValueError(
+            f"store={config.store!r}: run {run.name} keeps its objects in {stored.store_uri or output.uri('')!r}; "
+            "leave `store` out or take another output"
+        )
+    return replace(stored, model_path=run.model_path), description.canvas
+
+
+def _new_run(config: RunConfig, description: PipelineDescription, sampling: SamplingParams, output: Store) -> Run:
+    names = [name for components in description.components.values() for name in components]
+    root = description.model_root.rstrip("/")
+    fingerprints = {name: fingerprint_component(f"{root}/{name}") for name in dict.fromkeys(names)}
+    keys = phase_keys(description, fingerprints, config.engine, sampling, config.video)
+    identity = {
+        "keys": {str(phase): key for phase, key in keys.items()},
+        "seed": sampling.seed,
+        "negative_prompt": sampling.negative_prompt,
+        "repeats": config.repeats,
+        "canvas": [sampling.height, sampling.width, sampling.num_frames],
+    }
+    return Run(
+        name=digest(identity, NAME_LENGTH),
+        created=datetime.now(UTC).isoformat(),
+        model_path=description.model_root,
+        pipeline_class=description.pipeline_class,
+        input_fields=description.input_fields,
+        sampling=sampling,
+        repeats=config.repeats,
+        video=config.video,
+        engine=result_settings(config.engine),
+        keys=keys,
+        fingerprints=fingerprints,
+        stage_versions=description.stage_versions,
+        versions={name: _version(name) for name in _PACKAGES},
+        store_uri=Store(config.store).uri("") if config.store else None,
+        output=output,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,136 @@
+"""Waves and shards: the missing work, cut into files that a job can walk."""
+
+import math
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastvideo.v1.dataset.config import RunConfig
+from fastvideo.v1.dataset.layout import shard_path, wave_dir
+from fastvideo.v1.dataset.ledger import read_ledger
+from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, from_parquet, to_parquet
+from fastvideo.v1.dataset.scan import Scan, read_index
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+
+TARGET_SECONDS = 5400.0  # of one job at one shard: long enough that launching and loading stay under 1%
+TEXT_SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
+_UNMEASURED = {Phase.DENOISE: 256, Phase.DECODE: 1024}  # samples, until the ledger tells seconds
+_LARGEST = 16_384
+_SHARDS_PER_JOB = 2  # at least, where samples are few, so that jobs end together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One job's work: ``count`` rows at ``path`` in the run's output."""
+
+    run: str
+    wave: str
+    phase: Phase
+    index: int
+    path: str
+    count: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, a few hundred bytes."""
+        return asdict(self) | {"phase": str(self.phase)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Shard":
+        """The shard of :meth:`to_dict`."""
+        return cls(**{**values, "phase": Phase(values["phase"])})
+
+
+def write_shards(run: Run, scan: Scan, config: RunConfig, wave_number: int) -> list[Shard]:
+    """The next wave: shards for the first samples, in data-set order, that miss a text, latents or a video.
+
+    Encode shards come first, then denoise, then decode, all about the same samples. Empty when nothing can be made.
+    """
+    size = shard_size(run, scan, config, Phase.DENOISE)
+    rows = _next_rows(run, scan, config.wave_size * size)
+    if not len(rows):
+        return []
+    wave = f"{wave_number:04d}-{uuid.uuid4().hex[:6]}"
+    tables = {
+        Phase.ENCODE: _texts(rows, scan[Phase.ENCODE].missing_ids),
+        Phase.DENOISE: rows.filter(pc.is_in(rows["id"], scan[Phase.DENOISE].missing_ids)),
+        Phase.DECODE: rows.filter(pc.is_in(rows["id"], scan[Phase.DECODE].missing_ids)),
+    }
+    sizes = {
+        Phase.ENCODE: config.text_shard_size,
+        Phase.DENOISE: size,
+        Phase.DECODE: shard_size(run, scan, config, Phase.DECODE),
+    }
+    return [shard for phase in ALL_PHASES for shard in _cut(run, wave, phase, tables[phase], sizes[phase])]
+
+
+def read_shard(run: Run, path: str) -> pa.Table:
+    """The rows of a shard: ``TEXT_SCHEMA`` for encode, else those of ``SAMPLE_SCHEMA`` (see ``to_samples``)."""
+    return from_parquet(run.output.read(path))
+
+
+def delete_wave(run: Run, wave: str) -> None:
+    """Removes a wave's shards; nothing is lost with them."""
+    for info in run.output.list(wave_dir(run.name, wave)):
+        run.output.delete(info.path)
+
+
+def shard_size(run: Run, scan: Scan, config: RunConfig, phase: Phase) -> int:
+    """Samples of a shard: the config's number, else one and a half hours of a job, less where samples are few."""
+    fixed = {Phase.DENOISE: config.shard_size, Phase.DECODE: config.decode_shard_size}[phase]
+    if fixed is not None:
+        return fixed
+    seconds = pc.approximate_median(read_ledger(run, phase)["seconds"]).as_py()
+    largest = TARGET_SECONDS / seconds if seconds else _UNMEASURED[phase]
+    largest = min(max(int(largest), 1) * config.processes_per_job, _LARGEST)
+    shards_per_job = _SHARDS_PER_JOB if config.jobs > 1 else 1
+    return max(1, min(largest, math.ceil(scan[phase].missing / (config.jobs * shards_per_job))))
+
+
+def _next_rows(run: Run, scan: Scan, limit: int) -> pa.Table:
+    index = read_index(run)
+    missing = {phase: scan[phase].missing_ids for phase in ALL_PHASES}
+    masks = [
+        pc.is_in(index["id"], missing[Phase.DENOISE]),
+        pc.is_in(index["id"], missing[Phase.DECODE]),
+        pc.is_in(index["input_id"], missing[Phase.ENCODE]),
+        pc.is_in(index["negative_input_id"], missing[Phase.ENCODE]),
+    ]
+    wanted = np.logical_or.reduce([mask.to_numpy() for mask in masks])
+    positions = np.flatnonzero(wanted)[:limit]
+    return pa.Table.from_batches(_take(run.iter_batches(), positions), SAMPLE_SCHEMA)
+
+
+def _take(batches: Iterable[pa.RecordBatch], positions: np.ndarray) -> Iterator[pa.RecordBatch]:
+    start = 0
+    for batch in batches:
+        if not len(positions) or positions[-1] < start:
+            return
+        inside = positions[(positions >= start) & (positions < start + len(batch))]
+        if len(inside):
+            yield batch.take(pa.array(inside - start))
+        start += len(batch)
+
+
+def _texts(rows: pa.Table, missing: pa.Array) -> pa.Table:
+    pairs = [
+        rows.select(["input_id", "prompt"]).rename_columns(TEXT_SCHEMA.names),
+        rows.select(["negative_input_id", "negative_prompt"]).rename_columns(TEXT_SCHEMA.names),
+    ]
+    texts = pa.concat_tables([pair.cast(TEXT_SCHEMA) for pair in pairs])
+    texts = texts.filter(pc.is_in(texts["id"], missing))
+    _, first = np.unique(texts["id"].to_numpy(), return_index=True)
+    return texts.take(pa.array(np.sort(first)))
+
+
+def _cut(run: Run, wave: str, phase: Phase, rows: pa.Table, size: int) -> Iterator[Shard]:
+    for index, start in enumerate(range(0, len(rows), size)):
+        piece = rows.slice(start, size)
+        path = shard_path(run.name, wave, phase, index)
+        run.output.create(path, to_parquet(piece))
+        yield Shard(run=run.name, wave=wave, phase=phase, index=index, path=path, count=len(piece))
