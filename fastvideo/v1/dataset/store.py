@@ -176,7 +176,13 @@ class Store:
     # -- checks ----------------------------------------------------------------------------------------------------
 
     def check_exclusive_create(self) -> None:
-        """Raises unless the store is reachable, writable and lets exactly one of two creates win."""
+        """Raises unless the store is reachable, writable and lets exactly one of two creates win.
+
+        Local disk needs no probe: a hard link never overwrites.
+        """
+        if self._is_local:
+            self._call(partial(local_files.make_folder, self._root), "")
+            return
         probe = f".probe/{uuid.uuid4().hex}"
         try:
             outcome = (self.create(probe, b"first"), self.create(probe, b"second"), self.read(probe))

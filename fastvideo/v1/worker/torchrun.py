@@ -1,0 +1,177 @@
+"""Launches a module under torchrun and watches it until every process of it is gone.
+
+Nothing of a job survives :func:`launch`, however it ends: the job's processes carry a mark in their environment and are
+looked for by it. If the launching process itself is killed, the kernel kills torchrun and torchrun's ranks
+(:func:`~fastvideo.v1.worker.process.die_with_parent`).
+"""
+
+import json
+import os
+import queue
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure, classify
+from fastvideo.v1.worker.process import JOB_VARIABLE, kill_job
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10.0
+_LINES_PER_RECORD, _SECONDS_PER_RECORD = 50, 1.0
+_PREFIX = re.compile(r"\[default\d+\]:")
+
+
+def launch(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    nproc: int,
+    log: Callable[[str], None],
+    on_event: Callable[[dict[str, Any]], None],
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Runs ``python -m module arguments`` in ``nproc`` ranks on this host; returns when all of them succeeded.
+
+    Lines of standard output that are JSON objects with an "event" go to ``on_event``, all others to ``log``, several
+    to a call; both are called from this thread. ``timeout`` is in seconds. Setting ``stop`` asks the job to end
+    (SIGTERM, then SIGKILL after 10 s). Raises :class:`JobFailed`.
+    """
+    job_id = uuid.uuid4().hex
+    with tempfile.TemporaryDirectory(prefix="fastvideo-job-") as folder:
+        error_file = Path(folder, "error.json")
+        environment = {**os.environ, **(env or {}), JOB_VARIABLE: job_id, "TORCHELASTIC_ERROR_FILE": str(error_file)}
+        command = _command(module, arguments, nproc, log_dir=Path(folder, "logs"))
+        output = _Output(log, on_event)
+        # Not communicate(): the output is read while the job runs. Its own session, so that Ctrl-C reaches us alone.
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            output.read(process)
+            ended_by_us = _watch(process, output, timeout, stop)
+        finally:
+            _end(process, job_id)
+            output.finish()
+        if ended_by_us:
+            raise JobFailed(ended_by_us)
+        if process.returncode:
+            raise JobFailed(classify(error_file, process.returncode, list(output.tail)))
+
+
+def _command(module: str, arguments: Sequence[str], nproc: int, log_dir: Path) -> list[str]:
+    torchrun = ["--nnodes=1", f"--nproc-per-node={nproc}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    torchrun += ["--max-restarts=0", f"--log-dir={log_dir}", "--tee=3", "-m", module]
+    return [sys.executable, "-m", "fastvideo.v1.worker.agent", str(os.getpid()), *torchrun, *arguments]
+
+
+def _watch(
+    process: subprocess.Popen[bytes], output: "_Output", timeout: float | None, stop: threading.Event | None
+) -> JobFailure | None:
+    """Hands output on until the job has ended, or answers why it has to."""
+    started = time.monotonic()
+    while process.poll() is None:
+        output.hand_on(wait=_POLL_SECONDS)
+        if timeout is not None and time.monotonic() - started > timeout:
+            tail = "\n".join(output.tail)
+            return JobFailure(Cause.INFRASTRUCTURE, f"still running after its {timeout:g} s (job_timeout)", tail)
+        if stop is not None and stop.is_set():
+            return JobFailure(Cause.PREEMPTED, "stopped on request")
+    return None
+
+
+def _end(process: subprocess.Popen[bytes], job_id: str) -> None:
+    """Asks a job that still runs to save and leave; whatever is left after the grace is killed."""
+    try:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    finally:
+        kill_job(job_id)
+        process.wait()
+
+
+@dataclass
+class _Output:
+    """What a job prints: read by two threads, handed on in the launching one."""
+
+    log: Callable[[str], None]
+    on_event: Callable[[dict[str, Any]], None]
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=40))
+    _lines: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+    _readers: list[threading.Thread] = field(default_factory=list)
+    _pending: list[str] = field(default_factory=list)
+    _logged: float = 0.0
+
+    def read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout and process.stderr
+        for stream in (process.stdout, process.stderr):
+            self._readers.append(threading.Thread(target=self._pump, args=(stream,), daemon=True))
+            self._readers[-1].start()
+
+    def _pump(self, stream: IO[bytes]) -> None:
+        with stream:
+            for line in stream:
+                self._lines.put(line.decode(errors="replace").rstrip())
+
+    def hand_on(self, wait: float) -> None:
+        """Hands on what has come, waiting up to ``wait`` seconds for a first line."""
+        try:
+            self._sort(self._lines.get(timeout=wait))
+            while True:
+                self._sort(self._lines.get_nowait())
+        except queue.Empty:
+            if self._pending and time.monotonic() - self._logged >= _SECONDS_PER_RECORD:
+                self._flush()
+
+    def finish(self) -> None:
+        for reader in self._readers:
+            reader.join()
+        self.hand_on(wait=0.0)
+        self._flush()
+
+    def _sort(self, line: str) -> None:
+        if event := parse_event(line):
+            self.on_event(event)
+            return
+        self.tail.append(line)
+        self._pending.append(line)
+        if len(self._pending) >= _LINES_PER_RECORD:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self.log("\n".join(self._pending))
+        self._pending = []
+        self._logged = time.monotonic()
+
+
+def parse_event(line: str) -> dict[str, Any] | None:
+    """The event that a line of a rank's output carries, if it does.
+
+    torchrun puts ``[default0]:`` before each piece that it reads; a piece may be the bare end of a line.
+    """
+    text = line
+    while prefix := _PREFIX.match(text):
+        text = text[prefix.end() :]
+    if not text.startswith("{"):
+        return None
+    try:
+        event, end = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return None
+    if _PREFIX.sub("", text[end:]).strip() or not isinstance(event, dict) or "event" not in event:
+        return None
+    return event

@@ -1,0 +1,44 @@
+"""A job for tests, run under torchrun: each argument is a thing to do, in order."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from fastvideo.v1.worker.failures import Preempted
+from fastvideo.v1.worker.process import die_with_parent
+
+
+@record
+def main() -> None:
+    die_with_parent()
+    for action in sys.argv[1:]:
+        name, _, value = action.partition("=")
+        if name == "event":
+            print(f'{{"event": "{value}", "rank": {os.environ["RANK"]}}}', flush=True)
+        elif name == "say":
+            print(value, flush=True)
+        elif name == "touch":
+            Path(value).touch()
+        elif name == "sleep":
+            time.sleep(float(value))
+        elif name == "ignore_sigterm":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        elif name == "kill" and os.environ["RANK"] == value:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif name == "raise":
+            raise _error(value)
+
+
+def _error(name: str) -> Exception:
+    from torch import OutOfMemoryError
+
+    kinds = {kind.__name__: kind for kind in (ValueError, RuntimeError, Preempted, OutOfMemoryError)}
+    return kinds[name](f"a {name}\nof two lines")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""A real torchrun is started: 4 s a launch on two cores, so launches run side by side where they can."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure
+from fastvideo.v1.worker.process import JOB_VARIABLE, job_processes
+from fastvideo.v1.worker.torchrun import launch, parse_event
+
+JOBS = Path(__file__).parent
+ENV = {"PYTHONPATH": os.pathsep.join([str(JOBS), *sys.path]), "OMP_NUM_THREADS": "1"}
+
+
+def run_job(*actions, nproc=1, timeout=60.0, stop=None):
+    """What the job logged, its events, and how it failed (None if it did not)."""
+    logged, events = [], []
+    try:
+        launch(
+            "jobs", actions, nproc=nproc, log=logged.append, on_event=events.append, timeout=timeout, env=ENV, stop=stop
+        )
+    except JobFailed as error:
+        return "\n".join(logged), events, error.failure
+    return "\n".join(logged), events, None
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("line", "event"),
+    [
+        ('{"event": "done", "seconds": 1.5}', {"event": "done", "seconds": 1.5}),
+        ('[default0]:{"event": "done"}', {"event": "done"}),
+        ('[default12]:{"event": "done"}[default12]:', {"event": "done"}),
+        ('[default0]:[default0]:{"event": "say [default0]:"}', {"event": "say [default0]:"}),
+        ('{"other": 1}', None),
+        ('{"event": "cut', None),
+        ('{"event": 1} and more', None),
+        ("[1, 2]", None),
+        ("plain text", None),
+    ],
+)
+def test_events_are_told_from_other_lines(line, event):
+    assert parse_event(line) == event
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """Several launches at once, by name."""
+    jobs = {
+        "two ranks": (["event=loaded", "say=hello there", "event=done"], {"nproc": 2}),
+        "ValueError": (["say=before", "raise=ValueError"], {}),
+        "RuntimeError": (["raise=RuntimeError"], {}),
+        "OutOfMemoryError": (["raise=OutOfMemoryError"], {}),
+        "Preempted": (["raise=Preempted"], {}),
+        "rank killed": (["say=last words", "kill=1", "sleep=60"], {"nproc": 2}),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        futures = {name: pool.submit(run_job, *actions, **options) for name, (actions, options) in jobs.items()}
+    return {name: future.result() for name, future in futures.items()}
+
+
+def test_events_and_output_of_every_rank_arrive(outcomes):
+    log, events, failure = outcomes["two ranks"]
+    assert failure is None
+    assert sorted((event["event"], event["rank"]) for event in events) == [
+        ("done", 0),
+        ("done", 1),
+        ("loaded", 0),
+        ("loaded", 1),
+    ]
+    assert log.count("hello there") == 2
+    assert '"event"' not in log
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("ValueError", Cause.BAD_INPUT),
+        ("RuntimeError", Cause.INFRASTRUCTURE),
+        ("OutOfMemoryError", Cause.OUT_OF_MEMORY),
+        ("Preempted", Cause.PREEMPTED),
+    ],
+)
+def test_a_raising_rank_tells_message_and_cause(outcomes, name, cause):
+    _, _, failure = outcomes[name]
+    assert (failure.cause, failure.message) == (cause, f"{name}: a {name}")
+    assert "Traceback" in failure.details and "_error(value)" in failure.details
+
+
+def test_a_killed_rank_is_infrastructure(outcomes):
+    log, _, failure = outcomes["rank killed"]
+    assert failure.cause is Cause.INFRASTRUCTURE
+    assert "no error file" in failure.message
+    assert "last words" in log
+
+
+def test_timeout_stop_and_lost_torchrun_leave_no_process(tmp_path, monkeypatch):
+    """Three jobs that would sleep for ever; their ranks ignore SIGTERM."""
+    monkeypatch.setattr("fastvideo.v1.worker.torchrun._GRACE_SECONDS", 0.5)
+    job_ids = {}
+    monkeypatch.setattr("fastvideo.v1.worker.torchrun.kill_job", _remembering(job_ids))
+    stop = threading.Event()
+    forever = ["ignore_sigterm", "sleep=600"]
+    with ThreadPoolExecutor(3) as pool:
+        timed = pool.submit(run_job, *forever, timeout=3.0)
+        stopped = pool.submit(run_job, f"touch={tmp_path / 'a'}", *forever, stop=stop)
+        orphaned = pool.submit(run_job, f"touch={tmp_path / 'b'}", *forever)
+        wait_for(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists(), 60)
+        stop.set()
+        stopped_failure = stopped.result(timeout=10)[2]
+        timed_failure = timed.result(timeout=10)[2]
+        (agent,) = _agents()
+        os.kill(agent, signal.SIGKILL)
+        lost_failure = orphaned.result(timeout=5)[2]
+    assert timed_failure.cause is Cause.INFRASTRUCTURE and "3 s (job_timeout)" in timed_failure.message
+    assert stopped_failure == JobFailure(Cause.PREEMPTED, "stopped on request")
+    assert lost_failure.cause is Cause.INFRASTRUCTURE and "SIGKILL" in lost_failure.message
+    assert len(job_ids) == 3
+    assert not [process for job_id in job_ids for process in job_processes(job_id)]
+
+
+def _remembering(job_ids):
+    from fastvideo.v1.worker.process import kill_job
+
+    def kill(job_id):
+        job_ids[job_id] = True
+        kill_job(job_id)
+
+    return kill
+
+
+def _agents():
+    """Process ids of the torchruns that this process started."""
+    import psutil
+
+    return [child.pid for child in psutil.Process().children() if "fastvideo.v1.worker.agent" in child.cmdline()]
+
+
+@pytest.mark.parametrize("victim", ["launcher", "torchrun"])
+def test_ranks_die_with_what_started_them(tmp_path, victim):
+    """Nobody is left to clean up here: the kernel does it."""
+    job = f"['touch={tmp_path / 'up'}', 'sleep=600']"
+    code = f"from fastvideo.v1.worker.torchrun import launch; launch('jobs', {job}, nproc=2, log=print, on_event=print)"
+    launcher = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **ENV}, stdout=subprocess.DEVNULL)
+    try:
+        wait_for((tmp_path / "up").exists, 60)
+        import psutil
+
+        processes = psutil.Process(launcher.pid).children(recursive=True)
+        assert len(processes) == 3, "torchrun and two ranks"
+        agent = processes[0]
+        assert JOB_VARIABLE in agent.environ()
+        if victim == "torchrun":
+            os.kill(launcher.pid, signal.SIGSTOP)  # it must not help
+            agent.kill()
+            processes.remove(agent)
+        else:
+            launcher.kill()
+        _, alive = psutil.wait_procs(processes, timeout=5)
+        assert not alive
+    finally:
+        launcher.kill()
+        launcher.wait()
