@@ -55,7 +55,7 @@ def build_model(model_class: type[Model], config: dict[str, Any], device: torch.
         for key, param in module.named_parameters(recurse=False):
             path = [*name.split("."), key]
             kept = any(part in model.float32_modules for part in path)
-            empty = torch.empty(param.shape, dtype=torch.float32 if kept else dtype, device=device)
+            empty = torch.empty_like(param, dtype=torch.float32 if kept else dtype, device=device)
             replacement = nn.Parameter(empty, requires_grad=False)
             replacement.__dict__.update(param.__dict__)
             setattr(module, key, replacement)

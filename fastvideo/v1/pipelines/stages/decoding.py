@@ -28,10 +28,10 @@ class DecodingStage(PipelineStage):
         assert batch.latents is not None
         sink = get_forward_context().on_frames
         assert sink is None or len(batch.latents) == 1, "frames are streamed for one sample at a time"
-        param = next(self.vae.parameters())
-        finite = torch.ones((), dtype=torch.bool, device=param.device)
+        device = next(self.vae.parameters()).device
+        finite = torch.ones((), dtype=torch.bool, device=device)
         chunks = []
-        for chunk in self.vae.decode_stream(batch.latents.to(param.device, param.dtype)):
+        for chunk in self.vae.decode_stream(batch.latents.to(device)):
             finite &= torch.isfinite(chunk).all()
             frames = to_uint8(chunk)
             if sink is None:
