@@ -9,9 +9,8 @@ from fastvideo.v1.dataset.config import VideoConfig
 from fastvideo.v1.dataset.video import VideoWriter
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
-from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
-from fastvideo.v1.pipelines.registry import build_pipeline
+from fastvideo.v1.worker.gpu_worker import GPUWorker
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,16 @@ class VideoResult:
 class VideoGenerator:
     """Makes videos from prompts; see :meth:`from_pretrained`."""
 
-    def __init__(self, pipeline: ComposedPipelineBase) -> None:
-        self.pipeline = pipeline
+    def __init__(self, worker: GPUWorker) -> None:
+        self.worker = worker
 
     @classmethod
     def from_pretrained(cls, model_path: str, **args: Any) -> Self:
         """Loads the checkpoint at ``model_path``; ``args`` are the fields of :class:`FastVideoArgs`."""
-        return cls(build_pipeline(FastVideoArgs(model_path=model_path, **args)))
+        worker = GPUWorker(FastVideoArgs(model_path=model_path, **args))
+        worker.init_device()
+        worker.load()
+        return cls(worker)
 
     def generate_video(self, prompt: str, output_path: str | None = None, **sampling: Any) -> VideoResult:
         """Makes one video, and writes it to ``output_path`` (mp4) if given.
@@ -42,10 +44,10 @@ class VideoGenerator:
         """
         if not prompt.strip():
             raise ValueError(f"prompt {prompt!r} is empty; describe what the video shows")
-        params = self.pipeline.sampling_defaults().with_overrides(**sampling)
+        params = self.worker.pipeline.sampling_defaults().with_overrides(**sampling)
         batch = ForwardBatch(prompt=[prompt], seeds=[params.seed], sampling=params)
         context = ForwardContext()
-        batch = self.pipeline.forward(batch, context)
+        batch = self.worker.execute_forward(batch, context)
         assert batch.frames is not None, "the decode phase leaves frames"
         frames = batch.frames[0]
         if output_path is not None:

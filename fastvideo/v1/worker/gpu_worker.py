@@ -28,6 +28,7 @@ class GPUWorker:
         """Takes the device of this process's local rank."""
         if self.fastvideo_args.device != "cpu" and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.backends.cudnn.benchmark = True  # the VAE's few shapes recur in every video
         return resolve_device(self.fastvideo_args.device)
 
     @property
@@ -36,11 +37,14 @@ class GPUWorker:
         device = resolve_device(self.fastvideo_args.device)
         return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
+    def load(self) -> None:
+        """Builds the pipeline and loads what its phases need."""
+        self._pipeline = build_pipeline(self.fastvideo_args, self.phases)
+
     @property
     def pipeline(self) -> ComposedPipelineBase:
-        """The pipeline, loaded at first use."""
-        if self._pipeline is None:
-            self._pipeline = build_pipeline(self.fastvideo_args, self.phases)
+        """The loaded pipeline."""
+        assert self._pipeline is not None, "load() comes first"
         return self._pipeline
 
     def execute_forward(self, batch: ForwardBatch, context: ForwardContext | None = None) -> ForwardBatch:

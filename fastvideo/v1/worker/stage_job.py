@@ -130,7 +130,7 @@ def run_stage_job(run: Run, phase: Phase, shard: str, worker: GPUWorker, setting
     device = worker.init_device()
     job = PHASE_JOBS[phase](run, worker, settings, stopping)
     groups = job.groups(read_shard(run, shard))[worker.rank :: worker.world_size]
-    _ = worker.pipeline
+    worker.load()
     emit("loaded", phase=phase, device=str(device), seconds=round(time.monotonic() - started, 3))
     with LedgerWriter(run, phase) as ledger:
         stage = StageJob(job, ledger)

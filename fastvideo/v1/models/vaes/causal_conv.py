@@ -20,20 +20,25 @@ class FrameCache:
         self.first_chunk = True
         self._past: dict[nn.Module, torch.Tensor] = {}
 
-    def extend(self, conv: nn.Module, x: torch.Tensor, num_past: int) -> torch.Tensor:
-        """``x`` behind the ``num_past`` input frames before it, zeros where there were none: ``[b c num_past+t h w]``.
+    def window(self, conv: "CausalConv3d", shape: torch.Size, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``conv`` is to read: ``[b c num_past+t h w]`` for new frames of ``shape``, and the view they are written to.
 
-        The last ``num_past`` frames of the result are kept for the next chunk.
+        The frames of the past are in place, zeros where there were none. The caller fills the view before it convolves;
+        the last ``num_past`` frames are then the next chunk's past, kept as a view.
         """
+        b, c, t, h, w = shape
+        frames = like.new_empty(b, conv.num_past + t, h, w, c).movedim(-1, 1)
         past = self._past.get(conv)
-        # Both keep the memory format; a concatenation with fresh zeros would not.
-        x = F.pad(x, (0, 0, 0, 0, num_past, 0)) if past is None else torch.cat([past, x], dim=2)
-        self.keep(conv, x, num_past)
-        return x
+        if past is None:
+            frames[:, :, : conv.num_past].zero_()
+        else:
+            frames[:, :, : conv.num_past].copy_(past)
+        self._past[conv] = frames[:, :, t:]
+        return frames, frames[:, :, conv.num_past :]
 
-    def keep(self, conv: nn.Module, x: torch.Tensor, num_past: int) -> None:
-        """Keep the last ``num_past`` frames of ``x`` for the next chunk; copied, so that ``x`` itself can be freed."""
-        self._past[conv] = x[:, :, -num_past:].clone()
+    def keep(self, conv: "CausalConv3d", x: torch.Tensor) -> None:
+        """Makes the last frames of ``x`` the past of ``conv``, without a convolution."""
+        self._past[conv] = x[:, :, -conv.num_past :].clone()
 
     def end_chunk(self) -> None:
         self.first_chunk = False
@@ -58,10 +63,15 @@ class CausalConv3d(nn.Conv3d):
         self.num_past = kernel_size[0] - 1 if num_past is None else num_past
 
     def forward(self, x: torch.Tensor, cache: FrameCache) -> torch.Tensor:  # type: ignore[override]
-        x = cache.extend(self, x, self.num_past)
-        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        frames, new = cache.window(self, x.shape, x)
+        new.copy_(x)
+        return self.convolve(frames, self.bias)
+
+    def convolve(self, frames: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The convolution of a filled window; without ``bias`` the caller adds it, in passing, elsewhere."""
+        if frames.device.type == "cpu" and frames.dtype == torch.float32 and torch.backends.mkldnn.is_available():
             # Left to choose, PyTorch sends small float32 videos to a kernel that is 2 to 8 times slower.
             return torch.ops.aten.mkldnn_convolution(
-                x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+                frames, self.weight, bias, self.padding, self.stride, self.dilation, self.groups
             )
-        return super().forward(x)
+        return self._conv_forward(frames, self.weight, bias)

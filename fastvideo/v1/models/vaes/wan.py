@@ -64,7 +64,7 @@ class ChannelRMSNorm(nn.Module):
     """Root-mean-square norm over the channels: ``[b c t h w] -> [b c t h w]``; statistics in float32."""
 
     # F.normalize's floor of 1e-12 on the length, as a floor on the mean square: only keeps zeros from becoming NaN.
-    _EPS = 1e-24
+    EPS = 1e-24
 
     def __init__(self, num_channels: int, num_axes: int = 3) -> None:
         super().__init__()
@@ -72,7 +72,30 @@ class ChannelRMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gamma = self.gamma.flatten()
-        return F.rms_norm(x.movedim(1, -1), gamma.shape, gamma, self._EPS).movedim(-1, 1)
+        return F.rms_norm(x.movedim(1, -1), gamma.shape, gamma, self.EPS).movedim(-1, 1)
+
+
+def norm_silu_conv(
+    x: torch.Tensor, bias: torch.Tensor | None, norm: ChannelRMSNorm, conv: CausalConv3d, cache: FrameCache
+) -> torch.Tensor:
+    """``conv(silu(norm(x + bias)))`` without ``conv``'s own bias, the activation written where the convolution reads."""
+    frames, new = cache.window(conv, x.shape, x)
+    if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last_3d):
+        from fastvideo.v1.layers.kernels.channel_norm import norm_silu
+
+        norm_silu(x, bias, norm.gamma, new, norm.EPS)
+    else:
+        new.copy_(F.silu(norm(x if bias is None else x + bias.view(-1, 1, 1, 1)), inplace=True))
+    return conv.convolve(frames, None)
+
+
+def add_bias_residual(x: torch.Tensor, bias: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """``x + bias + y``, in place of ``x``."""
+    if x.is_cuda and all(z.is_contiguous(memory_format=torch.channels_last_3d) for z in (x, y)):
+        from fastvideo.v1.layers.kernels import channel_norm
+
+        return channel_norm.add_bias_residual(x, bias, y)
+    return x.add_(bias.view(-1, 1, 1, 1)).add_(y)
 
 
 class ResidualBlock(nn.Module):
@@ -87,10 +110,9 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: torch.Tensor, cache: FrameCache) -> torch.Tensor:
-        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        x = self.conv1(F.silu(self.norm1(x), inplace=True), cache)
-        x = self.conv2(F.silu(self.norm2(x), inplace=True), cache)
-        return x.add_(shortcut)
+        y = norm_silu_conv(x, None, self.norm1, self.conv1, cache)
+        y = norm_silu_conv(y, self.conv1.bias, self.norm2, self.conv2, cache)
+        return add_bias_residual(y, self.conv2.bias, x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class AttentionBlock(nn.Module):
@@ -146,7 +168,7 @@ class Downsample(nn.Module):
         if self.time_conv is None:
             return x
         if cache.first_chunk:
-            cache.keep(self.time_conv, x, self.time_conv.num_past)
+            cache.keep(self.time_conv, x)
             return x
         return self.time_conv(x, cache)
 
@@ -210,7 +232,8 @@ class Encoder(nn.Module):
         for layer in self.down_blocks:
             x = layer(x, cache)
         x = self.mid_block(x, cache)
-        return self.conv_out(F.silu(self.norm_out(x), inplace=True), cache)
+        x = norm_silu_conv(x, None, self.norm_out, self.conv_out, cache)
+        return x.add_(self.conv_out.bias.view(-1, 1, 1, 1))
 
 
 class Decoder(nn.Module):
@@ -239,7 +262,8 @@ class Decoder(nn.Module):
         x = self.mid_block(x, cache)
         for block in self.up_blocks:
             x = block(x, cache)
-        return self.conv_out(F.silu(self.norm_out(x), inplace=True), cache)
+        x = norm_silu_conv(x, None, self.norm_out, self.conv_out, cache)
+        return x.add_(self.conv_out.bias.view(-1, 1, 1, 1))
 
 
 class AutoencoderKLWan(Model):
