@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import nn
 
 from fastvideo.v1.logger import init_logger
@@ -41,3 +42,4 @@ class Model(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.dtype = torch.get_default_dtype()  # of what the model computes on; some parameters stay in float32

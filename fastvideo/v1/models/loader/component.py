@@ -59,6 +59,7 @@ def build_model(model_class: type[Model], config: dict[str, Any], device: torch.
             replacement = nn.Parameter(empty, requires_grad=False)
             replacement.__dict__.update(param.__dict__)
             setattr(module, key, replacement)
+    model.dtype = dtype
     return model.eval()
 
 

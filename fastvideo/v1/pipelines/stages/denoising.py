@@ -37,7 +37,7 @@ class DenoisingStage(PipelineStage):
     def forward(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> ForwardBatch:
         assert batch.timesteps is not None and batch.latents is not None
         context = get_forward_context()
-        dtype = next(self.transformer.parameters()).dtype
+        dtype = self.transformer.dtype
         branches = self._text_branches(batch, dtype)
         if batch.scheduler_state is not None:
             self.scheduler.load_state_dict(_on(batch.latents.device, batch.scheduler_state))
