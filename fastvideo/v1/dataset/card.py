@@ -46,7 +46,7 @@ def render_card(run: Run, totals: Totals, data_files: str, *, has_sheet: bool) -
         _header(totals, data_files),
         f"# {totals.num_rows:,} generated videos\n",
         f"Made by FastVideo with `{_code(run.pipeline_class)}`, run `{run.name}`, planned {run.created[:10]}. "
-        f"{totals.num_rows:,} videos, {totals.bytes / 2**20:,.1f} MiB.\n",
+        f"{totals.num_rows:,} videos, {totals.bytes / 2**20:,.2f} MiB.\n",
         f"![First, middle and last frames of the newest videos]({CONTACT_SHEET})\n" if has_sheet else "",
         "## Loading\n",
         _LOADING,

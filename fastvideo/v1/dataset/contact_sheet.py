@@ -17,13 +17,13 @@ from fastvideo.v1.pipelines.phase import Phase
 
 logger = init_logger(__name__)
 
-NUM_VIDEOS = 16
-_COLUMNS = 2
+NUM_VIDEOS = 12
 _FRAMES = 3
-_FRAME_WIDTH = 200
+_CELL_WIDTH = {2: 620, 3: 416}  # by columns: wide videos stand in two, others in three
+_WIDE = 1.25
 _MARGIN, _GAP, _SEAM = 24, 24, 4
 _FONT_SIZE, _LINE_HEIGHT, _LINES = 15, 21, 2
-_PAPER, _INK, _EMPTY = (250, 250, 248), (40, 40, 44), (225, 225, 222)
+_PAPER, _INK = (250, 250, 248), (40, 40, 44)
 
 
 def render_contact_sheet(run: Run, num_videos: int = NUM_VIDEOS) -> bytes | None:
@@ -58,7 +58,7 @@ def _newest(run: Run, count: int) -> list[tuple[str, str]]:
 
 
 def _strip(video: bytes) -> Image.Image:
-    """First, middle and last frame side by side."""
+    """First, middle and last frame side by side, as wide as a cell."""
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(video)
         file.flush()
@@ -67,33 +67,42 @@ def _strip(video: bytes) -> Image.Image:
         raise ValueError("the video has no frames")
     chosen = [frames[index] for index in np.linspace(0, len(frames) - 1, _FRAMES).round().astype(int)]
     height, width = chosen[0].shape[:2]
-    size = (_FRAME_WIDTH, max(1, round(height * _FRAME_WIDTH / width)))
-    strip = Image.new("RGB", (_FRAMES * (_FRAME_WIDTH + _SEAM) - _SEAM, size[1]), _PAPER)
+    frame_width = (_CELL_WIDTH[_columns(width, height)] + _SEAM) // _FRAMES - _SEAM
+    size = (frame_width, max(1, round(height * frame_width / width)))
+    strip = Image.new("RGB", (_FRAMES * (frame_width + _SEAM) - _SEAM, size[1]), _PAPER)
     for number, frame in enumerate(chosen):
         resized = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
-        strip.paste(resized, (number * (_FRAME_WIDTH + _SEAM), 0))
+        strip.paste(resized, (number * (frame_width + _SEAM), 0))
     return strip
 
 
 def _sheet(cells: list[tuple[Image.Image, str]]) -> Image.Image:
     font = ImageFont.load_default(_FONT_SIZE)
-    columns = min(_COLUMNS, len(cells))
-    cell_width = cells[0][0].width
+    strip = cells[0][0]
+    columns = min(_columns(strip.width // _FRAMES, strip.height), len(cells))
+    cell_width = max(strip.width for strip, _ in cells)
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [max(strip.height for strip, _ in row) + 8 + _LINES * _LINE_HEIGHT for row in rows]
+    texts = [[_wrap(prompt, font, cell_width) for _, prompt in row] for row in rows]
+    heights = [
+        max(strip.height + 8 + len(lines) * _LINE_HEIGHT for (strip, _), lines in zip(row, text, strict=True))
+        for row, text in zip(rows, texts, strict=True)
+    ]
     width = 2 * _MARGIN + columns * (cell_width + _GAP) - _GAP
     sheet = Image.new("RGB", (width, 2 * _MARGIN + sum(heights) + _GAP * (len(rows) - 1)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _MARGIN
-    for row, height in zip(rows, heights, strict=True):
-        for column, (strip, prompt) in enumerate(row):
+    for row, text, height in zip(rows, texts, heights, strict=True):
+        for column, ((strip, _), lines) in enumerate(zip(row, text, strict=True)):
             left = _MARGIN + column * (cell_width + _GAP)
-            draw.rectangle((left, top, left + cell_width - 1, top + strip.height - 1), _EMPTY)
             sheet.paste(strip, (left, top))
-            for number, line in enumerate(_wrap(prompt, font, cell_width)):
+            for number, line in enumerate(lines):
                 draw.text((left, top + strip.height + 6 + number * _LINE_HEIGHT), line, _INK, font)
         top += height + _GAP
     return sheet
+
+
+def _columns(width: int, height: int) -> int:
+    return 2 if width / height > _WIDE else 3
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
