@@ -39,6 +39,7 @@ class RunConfig:
     engine: FastVideoArgs = setting(FastVideoArgs(), "The model and how it is run; `model` is short for its path")
     sampling: SamplingOverrides = setting(SamplingOverrides(), "What differs from the model's own defaults")
     video: VideoConfig = setting(VideoConfig(), "How frames become a file")
+    limit: int | None = setting(None, "Take only the first rows of the prompts, this many", ge=1)
     repeats: int = setting(1, "Videos of each prompt, with different seeds, unless its row says", ge=1)
 
     text_batch_size: int = setting(32, "Texts encoded at once", ge=1)

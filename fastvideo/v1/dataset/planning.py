@@ -60,7 +60,7 @@ def plan_run(config: RunConfig, *, write: bool = True) -> Plan:
             store.check_exclusive_create()
     log = SampleLog(run, write=write)
     planner = _Planner(run, canvas, log)
-    for row in read_prompts(config.prompts):
+    for row in itertools.islice(read_prompts(config.prompts), config.limit):
         planner.take(row)
     log.flush()
     planner.check_any(config.prompts)

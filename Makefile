@@ -1,0 +1,48 @@
+# Set-up and the commands of every day. `make demo` and `make test` work on a fresh machine with Python 3.11 or 3.12.
+#
+#   TORCH=cpu      no GPU needed (default); TORCH=cuda adds FlashAttention for Hopper and newer GPUs
+#   TORCH_INDEX=   the package index that has the PyTorch build you want, if it is not pip's own
+
+PYTHON ?= python3
+TORCH ?= cpu
+TORCH_VERSION ?= 2.13.0
+TORCH_INDEX ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+comma := ,
+OUTPUT ?= demo
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   eight videos on the embedded model, in $(OUTPUT)/ (OUTPUT=DIR)"
+	@echo "make test   the whole test suite"
+	@echo "make lint   ruff and mypy"
+	@echo "make clean  remove the virtual environment and the demo"
+
+EXTRAS := $(if $(filter cuda,$(TORCH)),dev$(comma)flash-attn,dev)
+
+# The stamp's name carries what was installed, so that another TORCH installs anew.
+INSTALLED := $(VENV)/.installed-$(TORCH)-$(TORCH_VERSION)
+
+$(INSTALLED): pyproject.toml infra/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
+	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt --editable '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/fastvideo dataset run --config infra/demo.yaml --output $(OUTPUT)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(OUTPUT)
