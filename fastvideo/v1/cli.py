@@ -60,9 +60,7 @@ def _bench_dit(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.dit import bench_dit
     from fastvideo.v1.entrypoints.bench.report import report
 
-    figures = bench_dit(
-        options.model, options.height, options.width, options.num_frames, options.cases, options.rounds
-    )
+    figures = bench_dit(options.model, options.height, options.width, options.num_frames, options.cases, options.rounds)
     report(figures, options.json)
     return 0
 

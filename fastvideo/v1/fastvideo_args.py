@@ -21,7 +21,7 @@ class FastVideoArgs:
     ``auto`` precision is float32 on a CPU and bfloat16 on a GPU (the VAE: float32 on both, as published).
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid"}
 
     model_path: str = setting(EMBEDDED_MODEL, "Model directory, fsspec URI or locally cached hub id, Diffusers layout")
 

@@ -44,7 +44,7 @@ class SamplingParams:
 class SamplingOverrides:
     """The same fields, each optional: what is None is decided by the model's own defaults."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid"}
 
     height: int | None = setting(None, "Height in pixels", ge=1)
     width: int | None = setting(None, "Width in pixels", ge=1)
@@ -73,7 +73,9 @@ class CanvasRule:
         for name, value in (("height", height), ("width", width)):
             if value < 1 or value % self.spatial:
                 nearest = _neighbours(value, self.spatial, 0)
-                raise ValueError(f"{name}={value} must be a multiple of {self.spatial} for this model; nearest: {nearest}")
+                raise ValueError(
+                    f"{name}={value} must be a multiple of {self.spatial} for this model; nearest: {nearest}"
+                )
         if num_frames < 1 or (num_frames - 1) % self.temporal:
             nearest = _neighbours(num_frames, self.temporal, 1)
             raise ValueError(f"num_frames={num_frames} must be {self.temporal}k+1 for this VAE; nearest: {nearest}")

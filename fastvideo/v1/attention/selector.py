@@ -47,7 +47,9 @@ def select_backend(
         obstacle = _obstacle(requested, head_size, dtype, device)
         if obstacle:
             able = [name for name in supported if _obstacle(name, head_size, dtype, device) is None]
-            raise ValueError(f"attention backend {requested} cannot be had: {obstacle}; here you could have: {', '.join(able)}")
+            raise ValueError(
+                f"attention backend {requested} cannot be had: {obstacle}; here you could have: {', '.join(able)}"
+            )
         return _announce(requested, head_size, device.type)
     for name in _BACKENDS:
         allowed = name in supported or name is _Backend.TORCH_SDPA

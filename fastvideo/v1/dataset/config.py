@@ -20,7 +20,7 @@ _PROMPTS = f"URI of the prompts (txt, jsonl, csv, parquet, Arrow) or a packaged 
 class VideoConfig:
     """How frames become a file; frames a second belong to the sampling parameters."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid"}
 
     codec: Literal["h264", "hevc"] = setting("h264", "Video codec; h264 plays in every browser")
     crf: int = setting(18, "Constant rate factor: 0 is lossless, 18 visually so, 51 the worst", ge=0, le=51)
@@ -31,7 +31,7 @@ class VideoConfig:
 class RunConfig:
     """One run. The first group decides results and so names the run; the second never changes a result or a key."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid"}
 
     prompts: str = field(metadata={"description": _PROMPTS})
     output: str = field(metadata={"description": "URI of the data set: runs, tables, and objects unless `store`"})

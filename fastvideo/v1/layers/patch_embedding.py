@@ -17,15 +17,11 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         pt, ph, pw = self.patch_size
-        patches = rearrange(
-            latents, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw
-        )
+        patches = rearrange(latents, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 def unpatchify(tokens: torch.Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> torch.Tensor:
     """``[b, t h w, pt ph pw c]`` to ``[b, c, t pt, h ph, w pw]`` for a ``grid`` of (t, h, w) tokens."""
     (t, h, w), (pt, ph, pw) = grid, patch_size
-    return rearrange(
-        tokens, "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw
-    )
+    return rearrange(tokens, "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)

@@ -15,7 +15,8 @@ RotaryTables = tuple[torch.Tensor, torch.Tensor]
 def rotary_tables(
     grid: tuple[int, int, int], axes_dim: tuple[int, int, int], theta: float, device: torch.device
 ) -> RotaryTables:
-    """Cosines and sines, float32 ``[s, d / 2]`` each, of a grid of tokens; computed in float64, kept for recurring grids.
+    """Cosines and sines, float32 ``[s, d / 2]`` each, of a grid of tokens; computed in float64, kept for recurring
+    grids.
 
     ``axes_dim`` are the channels of a head that rotate with t, h and w; they add up to ``d``.
     """

@@ -28,9 +28,10 @@ class ModelConfig:
 class Model(nn.Module):
     """An inference-only model built from its config, with empty weights, on the current default device.
 
-    ``packed_modules`` maps a merged layer to the checkpoint's separate ones, in order. ``renamed_keys`` are replacements
-    within the checkpoint's names, made one after another. ``ignored_keys`` are suffixes that a checkpoint may have and
-    the model does not need. ``float32_modules`` are names that stay in float32 whatever the model's dtype.
+    ``packed_modules`` maps a merged layer to the checkpoint's separate ones, in order. ``renamed_keys`` are
+    replacements within the checkpoint's names, made one after another. ``ignored_keys`` are suffixes that a
+    checkpoint may have and the model does not need. ``float32_modules`` are names that stay in float32 whatever the
+    model's dtype.
     """
 
     config_class: ClassVar[type[ModelConfig]]

@@ -11,7 +11,9 @@ _MODELS = {
     "AutoencoderKLWan": "fastvideo.v1.models.vaes.wan:AutoencoderKLWan",
     "UMT5EncoderModel": "fastvideo.v1.models.encoders.umt5:UMT5EncoderModel",
     "UniPCMultistepScheduler": "fastvideo.v1.models.schedulers.unipc:UniPCMultistepScheduler",
-    "FlowMatchEulerDiscreteScheduler": "fastvideo.v1.models.schedulers.flow_match_euler:FlowMatchEulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler": (
+        "fastvideo.v1.models.schedulers.flow_match_euler:FlowMatchEulerDiscreteScheduler"
+    ),
 }
 
 
@@ -23,7 +25,9 @@ def register_model(class_name: str, location: str) -> None:
 def resolve_model(class_name: str) -> Any:
     """The class that serves ``class_name``; an unknown name raises ``ValueError`` with those that are known."""
     if class_name not in _MODELS:
-        raise ValueError(f"no model serves {class_name!r}; there are: {', '.join(sorted(_MODELS))} (register_model adds one)")
+        raise ValueError(
+            f"no model serves {class_name!r}; there are: {', '.join(sorted(_MODELS))} (register_model adds one)"
+        )
     return import_class(_MODELS[class_name])
 
 

@@ -78,7 +78,7 @@ class ComposedPipelineBase(ABC):
         self.initialize_pipeline(fastvideo_args)
         self.create_pipeline_stages(fastvideo_args)
 
-    def initialize_pipeline(self, fastvideo_args: FastVideoArgs) -> None:  # noqa: B027 (an optional hook)
+    def initialize_pipeline(self, fastvideo_args: FastVideoArgs) -> None:
         """Work between loading and the stages, if a family has any."""
 
     @abstractmethod
@@ -104,9 +104,9 @@ class ComposedPipelineBase(ABC):
         file = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
         return self.repository.read_json(f"{name}/{file.get(name.removesuffix('_2'), 'config.json')}")
 
-    def canvas_rule(self) -> CanvasRule | None:
-        """Which canvases this checkpoint can make; None if any."""
-        return None
+    def canvas_rule(self) -> CanvasRule:
+        """Which canvases this checkpoint can make; any, unless a family says."""
+        return CanvasRule(spatial=1, temporal=1)
 
     def sampling_defaults(self) -> SamplingParams:
         """The family's defaults under those that the checkpoint's ``sampling_defaults.json`` carries."""
@@ -123,7 +123,9 @@ class ComposedPipelineBase(ABC):
 
     def components(self, phase: Phase) -> tuple[str, ...]:
         """The required components that serve ``phase``."""
-        return tuple(name for name in self._required_config_modules if phase in self.module_phases.get(name, ALL_PHASES))
+        return tuple(
+            name for name in self._required_config_modules if phase in self.module_phases.get(name, ALL_PHASES)
+        )
 
     def input_fields(self) -> tuple[str, ...]:
         """The fields of a request on which the encode phase depends."""

@@ -16,7 +16,7 @@ class PipelineDescription:
     components: Mapping[Phase, tuple[str, ...]]
     stage_versions: Mapping[Phase, Mapping[str, int]]
     default_sampling: SamplingParams
-    canvas: CanvasRule | None
+    canvas: CanvasRule
     input_fields: tuple[str, ...]
 
 

@@ -23,7 +23,7 @@ class ForwardBatch:
     prompt: list[str] = field(default_factory=list)
     negative_prompt: list[str] | None = None  # None: sampling.negative_prompt for every sample
     seeds: list[int] = field(default_factory=list)
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
     # encode
     prompt_embeds: torch.Tensor | None = None  # [b, l, e], zero where masked: TextEncodingStage

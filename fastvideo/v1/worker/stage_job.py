@@ -78,7 +78,7 @@ class StageJob:
         return pairs
 
     def _make(self, pairs: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Product]]:
-        """The products of one group; an item that fails on its own account is tried again, alone, then put on record."""
+        """The products of one group; items of a group that fails on its own account are tried again, one by one."""
         if not pairs:
             return []
         items, inputs = zip(*pairs, strict=True)

@@ -28,8 +28,8 @@ def bench_dit(
 ) -> dict[str, Any]:
     """Seconds, TFLOP/s and error of one bfloat16 forward for each case.
 
-    A case is ``ours`` or ``diffusers``, then options: ``+compile``, ``+sdpa``, ``+flash``. The error is the RMS distance
-    to our float32 forward over its RMS, and, as ``error_ratio``, over that of diffusers eager.
+    A case is ``ours`` or ``diffusers``, then options: ``+compile``, ``+sdpa``, ``+flash``. The error is the RMS
+    distance to our float32 forward over its RMS, and, as ``error_ratio``, over that of diffusers eager.
     """
     device = resolve_device(device_choice)
     config = json.loads((files("fastvideo.data") / "configs" / f"{model}.json").read_text())
@@ -97,13 +97,17 @@ def random_inputs(config: dict[str, Any], height: int, width: int, num_frames: i
     return latents, text, torch.full((1,), 637, device=device)
 
 
-def our_model(config: dict[str, Any], weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Model:
+def our_model(
+    config: dict[str, Any], weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> Model:
     model = build_model(WanTransformer3DModel, config, device, dtype)
     assign_weights(model, (("random weights", key, tensor) for key, tensor in weights.items()), "random weights")
     return model
 
 
-def _reference(config: dict[str, Any], weights: dict[str, torch.Tensor], inputs: Inputs, device: torch.device) -> torch.Tensor:
+def _reference(
+    config: dict[str, Any], weights: dict[str, torch.Tensor], inputs: Inputs, device: torch.device
+) -> torch.Tensor:
     model = our_model(config, weights, device, torch.float32)
     latents, text, timestep = inputs
     rounded = (latents.bfloat16().float(), text.bfloat16().float(), timestep)

@@ -1,7 +1,7 @@
 """How much arithmetic a forward is, and how fast this machine multiplies matrices.
 
-A matrix product of [m, k] by [k, n] counts 2 m k n floating-point operations (PaLM, arXiv 2204.02311, appendix B); dense
-attention of s queries over l keys counts 4 s l d for a width of d. Element-wise work is not counted.
+A matrix product of [m, k] by [k, n] counts 2 m k n floating-point operations (PaLM, arXiv 2204.02311, appendix B);
+dense attention of s queries over l keys counts 4 s l d for a width of d. Element-wise work is not counted.
 """
 
 import torch

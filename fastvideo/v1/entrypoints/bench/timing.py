@@ -18,7 +18,7 @@ class Timing:
 
 
 def interleave(cases: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Runs each case once per round, in turn; the caller has warmed them up. CUDA events on a GPU, else the wall clock."""
+    """Runs each case once a round, in turn, by CUDA events or the wall clock; the caller has warmed them up."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():

@@ -29,7 +29,7 @@ def bench_vae(height: int, width: int, num_frames: int, cases: list[str], rounds
     latents = torch.randn(1, config["z_dim"], (num_frames - 1) // 4 + 1, height // 8, width // 8, device=device)
     decoders = {case: _decoder(case, config, weights, latents, device) for case in cases}
     reference = None
-    rows = []
+    rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         for case, decode in decoders.items():
             decode()
@@ -58,10 +58,12 @@ def _decoder(
     if who == "diffusers":
         with torch.device("meta"):
             peer = Peer.from_config(config)
-        peer.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
-        mean, std = (torch.tensor(config[f"latents_{name}"], device=device).view(-1, 1, 1, 1) for name in ("mean", "std"))
+        peer.eval().load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+        mean, std = (
+            torch.tensor(config[f"latents_{name}"], device=device).view(-1, 1, 1, 1) for name in ("mean", "std")
+        )
         raw = (latents * std + mean).to(dtype)
-        return lambda: peer.eval().decode(raw, return_dict=False)[0]
+        return lambda: peer.decode(raw, return_dict=False)[0]
     model = build_model(AutoencoderKLWan, config, device, dtype)
     assign_weights(model, (("random weights", key, tensor) for key, tensor in weights.items()), "random weights")
     return lambda: model.decode(latents)

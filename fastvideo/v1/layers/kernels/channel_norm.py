@@ -1,7 +1,7 @@
 """Triton: what stands between the convolutions of a channels-last autoencoder, one pass over memory each.
 
-A feature map ``[b, c, t, h, w]`` in channels-last layout is a matrix of ``t h w`` rows of ``c`` channels for each sample.
-Arithmetic is float32. A convolution's bias is added here, where the map is read anyway.
+A feature map ``[b, c, t, h, w]`` in channels-last layout is a matrix of ``t h w`` rows of ``c`` channels for each
+sample. Arithmetic is float32. A convolution's bias is added here, where the map is read anyway.
 """
 
 import torch
@@ -40,7 +40,7 @@ def _bias_residual_kernel(x_ptr, bias_ptr, y_ptr, size, width, BLOCK: tl.constex
 
 
 def norm_silu(x: torch.Tensor, bias: torch.Tensor | None, gamma: torch.Tensor, out: torch.Tensor, eps: float) -> None:
-    """``silu(rms_norm(x + bias) * gamma)`` over the channels into ``out``, both ``[b, c, t, h, w]``, frames contiguous."""
+    """``silu(rms_norm(x + bias) * gamma)`` into ``out``; both ``[b, c, t, h, w]``, each sample's frames contiguous."""
     b, c, t, h, w = x.shape
     num_rows = t * h * w
     _norm_silu_kernel[(triton.cdiv(num_rows, ROWS), b)](

@@ -1,7 +1,7 @@
 """Triton: residual, layer norm and modulation in one pass over the tokens.
 
-Every program keeps the modulation of its columns in registers and walks ``ROWS`` tokens: read from L2 for each token, those
-float32 vectors would cost as much as the tokens themselves. Statistics and arithmetic are float32.
+Every program keeps the modulation of its columns in registers and walks ``ROWS`` tokens: read from L2 for each token,
+those float32 vectors would cost as much as the tokens themselves. Statistics and arithmetic are float32.
 """
 
 import torch
@@ -21,7 +21,9 @@ def _residual_norm_kernel(
     batch = tl.program_id(1)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    scale = tl.load(scale_ptr + batch * modulation_stride + columns, mask=inside, other=0.0).to(tl.float32) + SCALE_OFFSET
+    scale = (
+        tl.load(scale_ptr + batch * modulation_stride + columns, mask=inside, other=0.0).to(tl.float32) + SCALE_OFFSET
+    )
     shift = tl.load(shift_ptr + batch * modulation_stride + columns, mask=inside, other=0.0).to(tl.float32)
     if HAS_GATE:
         gate = tl.load(gate_ptr + batch * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
@@ -45,7 +47,9 @@ def _residual_norm_kernel(
 
 
 @triton.jit
-def _gated_residual_kernel(x_ptr, y_ptr, gate_ptr, out_ptr, num_tokens, width, gate_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _gated_residual_kernel(
+    x_ptr, y_ptr, gate_ptr, out_ptr, num_tokens, width, gate_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
     batch = tl.program_id(1)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -68,9 +72,7 @@ def _launch(x: torch.Tensor) -> dict[str, int]:
     return {"ROWS": ROWS, "BLOCK": block, "num_warps": 4 if block <= 2048 else 8}
 
 
-def norm(
-    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float, scale_offset: float
-) -> torch.Tensor:
+def norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float, scale_offset: float) -> torch.Tensor:
     """``layer_norm(x) * (scale_offset + scale) + shift``; ``x`` ``[b, s, d]``, the others ``[b or 1, 1, d]``."""
     out = torch.empty_like(x)
     stride = 0 if scale.shape[0] == 1 else scale.stride(0)

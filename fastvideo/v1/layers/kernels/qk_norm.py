@@ -39,7 +39,7 @@ def _norm_rotate_kernel(
 def qk_norm_rotary(
     qkv: torch.Tensor, weights: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, head_size: int, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``[b, s, 3 d]`` packed projections to queries and keys ``[b, s, d]``; ``weights`` ``[2, d]``, tables ``[s, head / 2]``."""
+    """Packed ``[b, s, 3 d]`` to queries and keys ``[b, s, d]``; ``weights`` ``[2, d]``, tables ``[s, head / 2]``."""
     b, s, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     out = torch.empty(2, b, s, width, dtype=qkv.dtype, device=qkv.device)
     _launch(qkv, weights, out, cos, sin, s, width, parts=2, head_size=head_size, eps=eps)
@@ -61,5 +61,6 @@ def _launch(
     block = triton.next_power_of_2(width)
     _norm_rotate_kernel[(triton.cdiv(num_rows, ROWS), parts)](
         source, weights, cos, sin, out, num_rows, num_tokens, width, source.stride(1), width, num_rows * width, eps,
-        HALF_HEAD=max(head_size // 2, 1), ROTATE=head_size > 0, ROWS=ROWS, BLOCK=block, num_warps=4 if block <= 2048 else 8,
+        HALF_HEAD=max(head_size // 2, 1), ROTATE=head_size > 0, ROWS=ROWS, BLOCK=block, num_warps=4 if block <= 2048
+        else 8,
     )  # fmt: skip

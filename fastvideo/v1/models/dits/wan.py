@@ -1,7 +1,7 @@
 """Wan2.1's diffusion transformer (arXiv 2503.20314, section 4.2; reference: diffusers ``WanTransformer3DModel``).
 
-Legend: ``b`` batch, ``c`` latent channels, ``t h w`` latent frames, height, width, ``s`` video tokens, ``l`` text tokens,
-``n`` heads, ``d`` width (``n`` times the head size).
+Legend: ``b`` batch, ``c`` latent channels, ``t h w`` latent frames, height, width, ``s`` video tokens, ``l`` text
+tokens, ``n`` heads, ``d`` width (``n`` times the head size).
 """
 
 import math
@@ -115,7 +115,7 @@ class WanTransformerBlock(nn.Module):
     def forward(
         self, x: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rotary: RotaryTables
     ) -> torch.Tensor:
-        """``x`` ``[b, s, d]``, ``text`` ``[b, l, d]``, ``modulation`` float32 ``[b, 1 or s, 6, d]`` to ``[b, s, d]``."""
+        """``[b, s, d]`` to ``[b, s, d]``; ``text`` is ``[b, l, d]``, ``modulation`` float32 ``[b, 1 or s, 6, d]``."""
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.scale_shift_table + modulation).unbind(dim=-2)
         y = self.attn1(modulated_norm(x, shift, scale, self.eps), rotary)
         x, y = gated_residual_norm(x, y, gate, self.norm2)
@@ -175,7 +175,7 @@ class WanTransformer3DModel(Model):
         """
         assert encoder_hidden_states_image is None, "this checkpoint is not conditioned on images"
         assert guidance is None, "this model has no embedded guidance"
-        grid = tuple(size // patch for size, patch in zip(hidden_states.shape[2:], self.config.patch_size, strict=True))
+        grid = self._grid(hidden_states)
         rotary = rotary_tables(grid, self.config.rotary_axes_dim, 10_000.0, hidden_states.device)
         x = self.patch_embedding(hidden_states)
         time, modulation, text = self.condition_embedder(timestep, encoder_hidden_states)
@@ -184,3 +184,8 @@ class WanTransformer3DModel(Model):
         shift, scale = (self.scale_shift_table + time).float().unsqueeze(1).chunk(2, dim=-2)
         x = modulated_norm(x, shift.squeeze(-2), scale.squeeze(-2), self.config.eps)
         return unpatchify(self.proj_out(x), grid, self.config.patch_size)
+
+    def _grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
+        """Tokens along t, h and w."""
+        (t, h, w), (pt, ph, pw) = latents.shape[2:], self.config.patch_size
+        return t // pt, h // ph, w // pw

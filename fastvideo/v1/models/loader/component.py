@@ -19,7 +19,9 @@ def resolve_device(choice: str) -> torch.device:
     """The device that ``FastVideoArgs.device`` names; ``cuda`` without a GPU raises ``ValueError``."""
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
-        raise ValueError("device='cuda' but no GPU is visible; use device='cpu', or check the driver and CUDA_VISIBLE_DEVICES")
+        raise ValueError(
+            "device='cuda' but no GPU is visible; use device='cpu', or check the driver and CUDA_VISIBLE_DEVICES"
+        )
     if choice == "cpu" or not available:
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -71,7 +73,7 @@ def load_tokenizer(repository: ModelRepository, name: str) -> Any:
     if not files:
         raise ValueError(f"{repository.root}/{name} is missing: the component named in model_index.json has no folder")
     kind = repository.read_json(f"{name}/tokenizer_config.json").get("tokenizer_class", "")
-    # transformers 5 rebuilds a Llama tokenizer as SentencePiece and so changes its tokens; the file itself is the truth.
+    # transformers 5 rebuilds a Llama tokenizer as SentencePiece and so changes its tokens: the file is the truth.
     generic = "tokenizer.json" in files and kind.startswith(("Llama", "PreTrained", "TokenizersBackend"))
     tokenizer_class = PreTrainedTokenizerFast if generic else AutoTokenizer
     with repository.local(*(f"{name}/{file}" for file in files)) as paths:

@@ -81,7 +81,7 @@ def _cached_snapshot(hub_id: str) -> str:
     index = try_to_load_from_cache(hub_id, INDEX)
     if not isinstance(index, str):
         raise ValueError(
-            f"model {hub_id!r} is neither a directory nor in the local hub cache, and nothing is downloaded at run time; "
-            f"fetch it first: hf download {hub_id}"
+            f"model {hub_id!r} is neither a directory nor in the local hub cache, and nothing is downloaded at run "
+            f"time; fetch it first: hf download {hub_id}"
         )
     return str(Path(index).parent)

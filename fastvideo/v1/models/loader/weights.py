@@ -15,11 +15,13 @@ from fastvideo.v1.models.loader.repository import ModelRepository
 def load_weights(model: Model, repository: ModelRepository, folder: str) -> None:
     """Fills ``model`` from the shards in ``folder``.
 
-    Raises ``ValueError`` naming the file for a truncated shard, a wrong shape, an unknown key, and naming the folder and
-    the first keys for parameters that no shard had.
+    Raises ``ValueError`` naming the file for a truncated shard, a wrong shape, an unknown key, and naming the folder
+    and the first keys for parameters that no shard had.
     """
     shards = shard_files(repository, folder)
-    tensors = ((f"{repository.root}/{shard}", key, tensor) for shard in shards for key, tensor in _tensors(repository, shard))
+    tensors = (
+        (f"{repository.root}/{shard}", key, tensor) for shard in shards for key, tensor in _tensors(repository, shard)
+    )
     assign_weights(model, tensors, f"{repository.root}/{folder}")
 
 
@@ -62,7 +64,9 @@ def shard_files(repository: ModelRepository, folder: str) -> list[str]:
     """The safetensors files of a component, by its index if it has one."""
     files = repository.files(folder)
     if not files:
-        raise ValueError(f"{repository.root}/{folder} is missing: the component named in model_index.json has no folder")
+        raise ValueError(
+            f"{repository.root}/{folder} is missing: the component named in model_index.json has no folder"
+        )
     for name in files:
         if name.endswith(".safetensors.index.json"):
             shards = sorted(set(repository.read_json(f"{folder}/{name}")["weight_map"].values()))
@@ -71,7 +75,9 @@ def shard_files(repository: ModelRepository, folder: str) -> list[str]:
             return [f"{folder}/{shard}" for shard in shards]
     shards = [f"{folder}/{name}" for name in files if name.endswith(".safetensors")]
     if len(shards) != 1:
-        raise ValueError(f"{repository.root}/{folder} has {len(shards)} safetensors files and no index; one is expected")
+        raise ValueError(
+            f"{repository.root}/{folder} has {len(shards)} safetensors files and no index; one is expected"
+        )
     return shards
 
 

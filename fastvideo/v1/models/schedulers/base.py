@@ -10,8 +10,8 @@ SchedulerState: TypeAlias = dict[str, torch.Tensor | int | float]
 class Scheduler(Protocol):
     """Timesteps for the model, and the step from one set of latents to the next.
 
-    ``step`` waits for no device: every coefficient is a Python number by the time ``set_timesteps`` returns. Latents and
-    scheduler state are float32 whatever the model's dtype.
+    ``step`` waits for no device: every coefficient is a Python number by the time ``set_timesteps`` returns. Latents
+    and scheduler state are float32 whatever the model's dtype.
     """
 
     timesteps: torch.Tensor

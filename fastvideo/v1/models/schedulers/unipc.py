@@ -82,9 +82,7 @@ def _weighted_sum(weights: list[float], inputs: list[torch.Tensor | None]) -> to
     return total
 
 
-def _tabulate(
-    config: dict, sigmas: torch.Tensor, timesteps: list[int]
-) -> tuple[_StepWeights, ...]:
+def _tabulate(config: dict, sigmas: torch.Tensor, timesteps: list[int]) -> tuple[_StepWeights, ...]:
     """The weights of every step: diffusers' step applied to one unit vector an input."""
     solver = diffusers.UniPCMultistepScheduler.from_config(config)
     solver.set_timesteps(len(timesteps), device="cpu")

@@ -5,7 +5,6 @@ a convolution needs of the chunks before lies in a ``FrameCache``, so the result
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 
@@ -21,7 +20,8 @@ class FrameCache:
         self._past: dict[nn.Module, torch.Tensor] = {}
 
     def window(self, conv: "CausalConv3d", shape: torch.Size, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What ``conv`` is to read: ``[b c num_past+t h w]`` for new frames of ``shape``, and the view they are written to.
+        """What ``conv`` is to read: ``[b c num_past+t h w]`` for new frames of ``shape``, and the view they are
+        written to.
 
         The frames of the past are in place, zeros where there were none. The caller fills the view before it convolves;
         the last ``num_past`` frames are then the next chunk's past, kept as a view.
@@ -49,6 +49,8 @@ class CausalConv3d(nn.Conv3d):
 
     ``num_past`` frames are put in front of each chunk; by default the kernel's length less one, which keeps the length.
     """
+
+    bias: nn.Parameter
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ class ChannelRMSNorm(nn.Module):
 def norm_silu_conv(
     x: torch.Tensor, bias: torch.Tensor | None, norm: ChannelRMSNorm, conv: CausalConv3d, cache: FrameCache
 ) -> torch.Tensor:
-    """``conv(silu(norm(x + bias)))`` without ``conv``'s own bias, the activation written where the convolution reads."""
+    """``conv(silu(norm(x + bias)))`` without ``conv``'s own bias; the activation is written where ``conv`` reads."""
     frames, new = cache.window(conv, x.shape, x)
     if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last_3d):
         from fastvideo.v1.layers.kernels.channel_norm import norm_silu

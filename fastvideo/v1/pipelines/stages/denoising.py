@@ -14,8 +14,8 @@ from fastvideo.v1.pipelines.stages.base import PipelineStage
 class DenoisingStage(PipelineStage):
     """Noise to latents, with classifier-free guidance (arXiv 2207.12598) if the request asks for it.
 
-    Latents and the scheduler's mathematics are float32; the transformer sees its own dtype. Nothing in the loop waits for
-    the device. A batch with ``scheduler_state`` goes on at its ``step_index``.
+    Latents and the scheduler's mathematics are float32; the transformer sees its own dtype. Nothing in the loop waits
+    for the device. A batch with ``scheduler_state`` goes on at its ``step_index``.
     """
 
     phase = Phase.DENOISE
@@ -30,8 +30,8 @@ class DenoisingStage(PipelineStage):
             raise ValueError("prompt_embeds is missing; run the encode phase first, or load what it stored")
         if batch.do_classifier_free_guidance and batch.negative_prompt_embeds is None:
             raise ValueError(
-                f"guidance_scale={batch.sampling.guidance_scale} needs negative_prompt_embeds; encode the negative prompt, "
-                "or set guidance_scale to 1"
+                f"guidance_scale={batch.sampling.guidance_scale} needs negative_prompt_embeds; encode the negative "
+                "prompt, or set guidance_scale to 1"
             )
 
     def forward(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> ForwardBatch:

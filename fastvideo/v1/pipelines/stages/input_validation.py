@@ -8,7 +8,7 @@ from fastvideo.v1.sampling_params import CanvasRule
 
 
 class InputValidationStage(PipelineStage):
-    """Checks that prompts, seeds and canvas fit together; ``canvas`` is the rule of the model's VAE and patches, if it has one."""
+    """Checks that prompts and seeds fit together, and the size by ``canvas``, the model's rule if it has one."""
 
     phase = Phase.ENCODE
 

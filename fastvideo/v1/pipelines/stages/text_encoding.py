@@ -16,9 +16,9 @@ from fastvideo.v1.pipelines.stages.base import PipelineStage
 class TextEncodingStage(PipelineStage):
     """A T5-style encoder's last hidden state, zero where the text is padding.
 
-    Texts are padded to ``max_length`` tokens, or to the tokenizer's own ``model_max_length`` if that is less; that is the
-    length the transformer was trained with. The encoder itself sees them cut to the longest of the batch: a masked token
-    changes nothing.
+    Texts are padded to ``max_length`` tokens, or to the tokenizer's own ``model_max_length`` if that is less; that is
+    the length the transformer was trained with. The encoder itself sees them cut to the longest of the batch: a
+    masked token changes nothing.
     """
 
     phase = Phase.ENCODE

@@ -18,7 +18,8 @@ class TimestepPreparationStage(PipelineStage):
         self.scheduler = scheduler
 
     def forward(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> ForwardBatch:
-        if batch.sampling.flow_shift is not None: self.scheduler.set_shift(batch.sampling.flow_shift)
+        if batch.sampling.flow_shift is not None:
+            self.scheduler.set_shift(batch.sampling.flow_shift)
         self.scheduler.set_timesteps(batch.sampling.num_inference_steps, device=resolve_device(fastvideo_args.device))
         batch.timesteps = self.scheduler.timesteps
         return batch

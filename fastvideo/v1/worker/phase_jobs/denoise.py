@@ -11,7 +11,7 @@ from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.logger import init_logger
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.phase_state import export_sample, import_sample
-from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch, SchedulerState
 from fastvideo.v1.worker.failures import Preempted
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs.base import JobSettings, Product, SampleJob
@@ -85,7 +85,7 @@ class DenoiseJob(SampleJob):
             return
         self._with_steps.add(item.id)
         batch.latents, batch.step_index = tensors.pop("latents"), scalars.pop("step_index")
-        state = {**tensors, **scalars}
+        state: SchedulerState = {**tensors, **scalars}
         batch.scheduler_state = {name.removeprefix("scheduler."): value for name, value in state.items()}
         logger.info("sample %s goes on after step %d", item.id, batch.step_index)
 

@@ -22,7 +22,9 @@ def dense(query, key, value, scale, causal):
 
 
 @pytest.mark.parametrize("layer", [LocalAttention, DistributedAttention])
-@pytest.mark.parametrize(("s", "s_k", "n", "n_k", "causal"), [(7, 7, 3, 3, False), (5, 11, 4, 2, False), (9, 9, 2, 2, True)])
+@pytest.mark.parametrize(
+    ("s", "s_k", "n", "n_k", "causal"), [(7, 7, 3, 3, False), (5, 11, 4, 2, False), (9, 9, 2, 2, True)]
+)
 def test_attention_matches_dense_softmax(layer, s, s_k, n, n_k, causal):
     query, key, value = torch.randn(2, s, n, 16), torch.randn(2, s_k, n_k, 16), torch.randn(2, s_k, n_k, 16)
     out = layer(num_heads=n, head_size=16, causal=causal)(query, key, value)

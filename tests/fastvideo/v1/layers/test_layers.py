@@ -77,7 +77,9 @@ def test_modulation_matches_its_formula_in_float64():
     def modulated(value):
         return F.layer_norm(value, (8,), eps=1e-6) * (1 + scale.double()) + shift.double()
 
-    torch.testing.assert_close(modulated_norm(x, shift, scale, 1e-6).double(), modulated(x.double()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        modulated_norm(x, shift, scale, 1e-6).double(), modulated(x.double()), rtol=1e-4, atol=1e-5
+    )
     total, out = residual_modulated_norm(x, y, shift, scale, 1e-6)
     torch.testing.assert_close(total, x + y)
     torch.testing.assert_close(out.double(), modulated(x.double() + y.double()), rtol=1e-4, atol=1e-5)

@@ -30,9 +30,7 @@ class MyPipeline(ComposedPipelineBase):
         self.add_stage("input_validation_stage", InputValidationStage())
         self.add_stage(
             "text_encoding_stage",
-            CLIPTextEncodingStage(
-                text_encoder=self.get_module("text_encoder"), tokenizer=self.get_module("tokenizer")
-            ),
+            CLIPTextEncodingStage(text_encoder=self.get_module("text_encoder"), tokenizer=self.get_module("tokenizer")),
         )
 
 

@@ -31,7 +31,9 @@ def run_phases(model: str, batch: ForwardBatch, **args) -> ForwardBatch:
     return batch
 
 
-@pytest.mark.parametrize(("height", "width", "num_frames", "guidance"), [(64, 64, 17, 4.0), (48, 80, 5, 6.0), (32, 32, 1, 1.0)])
+@pytest.mark.parametrize(
+    ("height", "width", "num_frames", "guidance"), [(64, 64, 17, 4.0), (48, 80, 5, 6.0), (32, 32, 1, 1.0)]
+)
 def test_frames_are_within_two_of_diffusers(wan_model, height, width, num_frames, guidance):
     seed = torch.seed() % 2**32
     reference = diffusers.WanPipeline.from_pretrained(wan_model, torch_dtype=torch.float32)
@@ -57,7 +59,9 @@ def test_frames_are_within_two_of_diffusers(wan_model, height, width, num_frames
 def test_phases_apart_make_the_same_video_as_together():
     sampling = build_pipeline(FastVideoArgs(**CPU), ()).sampling_defaults().with_overrides(num_inference_steps=3)
     batch = ForwardBatch(prompt=[PROMPT], seeds=[11], sampling=sampling)
-    together = build_pipeline(FastVideoArgs(**CPU)).forward(ForwardBatch(prompt=[PROMPT], seeds=[11], sampling=sampling))
+    together = build_pipeline(FastVideoArgs(**CPU)).forward(
+        ForwardBatch(prompt=[PROMPT], seeds=[11], sampling=sampling)
+    )
     assert torch.equal(run_phases(EMBEDDED_MODEL, batch).frames, together.frames)
 
 

@@ -48,7 +48,9 @@ def test_bfloat16_error_is_at_most_that_of_diffusers(wan_model, rms_error):
         latents, text = latents.bfloat16(), text.bfloat16()
         expected = exact(latents.float(), timestep, text.float(), return_dict=False)[0]
         errors["ours"].append(rms_error(models["ours"](latents, text, timestep), expected))
-        errors["diffusers"].append(rms_error(models["diffusers"](latents, timestep, text, return_dict=False)[0], expected))
+        errors["diffusers"].append(
+            rms_error(models["diffusers"](latents, timestep, text, return_dict=False)[0], expected)
+        )
     assert statistics.median(errors["ours"]) <= 1.1 * statistics.median(errors["diffusers"])
 
 

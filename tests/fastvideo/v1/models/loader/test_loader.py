@@ -63,13 +63,17 @@ def test_weights_in_shards_follow_the_index(model):
 
 def test_an_unknown_key_is_named_with_its_file(model):
     edit_weights(model, lambda tensors: tensors.update({"blocks.0.attn3.to_q.weight": torch.zeros(2)}))
-    with pytest.raises(ValueError, match=rf"{WEIGHTS}: key 'blocks.0.attn3.to_q.weight' is not of WanTransformer3DModel"):
+    with pytest.raises(
+        ValueError, match=rf"{WEIGHTS}: key 'blocks.0.attn3.to_q.weight' is not of WanTransformer3DModel"
+    ):
         load_transformer(model)
 
 
 def test_one_missing_part_of_a_packed_weight_is_noticed(model):
     edit_weights(model, lambda tensors: tensors.pop("blocks.3.attn1.to_k.weight"))
-    with pytest.raises(ValueError, match=r"transformer lacks 1 weights of WanTransformer3DModel: blocks\.3\.attn1\.to_qkv"):
+    with pytest.raises(
+        ValueError, match=r"transformer lacks 1 weights of WanTransformer3DModel: blocks\.3\.attn1\.to_qkv"
+    ):
         load_transformer(model)
 
 
@@ -97,7 +101,9 @@ def test_a_missing_component_is_named(model):
 
 def test_a_hub_id_is_looked_up_in_the_local_cache_only(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"nothing is downloaded at run time; fetch it first: hf download Wan-AI/nowhere"):
+    with pytest.raises(
+        ValueError, match=r"nothing is downloaded at run time; fetch it first: hf download Wan-AI/nowhere"
+    ):
         ModelRepository("Wan-AI/nowhere")
     snapshot = tmp_path / "models--Wan-AI--shapes/snapshots/abc"
     shutil.copytree(EMBEDDED_MODEL, snapshot)
