@@ -1,0 +1,210 @@
+"""The stage job against a real store: what it commits, what it survives, what it leaves when it must go."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastvideo.v1.dataset.config import RunConfig, parse_config
+from fastvideo.v1.dataset.failures import read_failures
+from fastvideo.v1.dataset.layout import latents_path, object_path, step_path
+from fastvideo.v1.dataset.ledger import read_ledger
+from fastvideo.v1.dataset.planning import plan_run
+from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.scan import scan
+from fastvideo.v1.dataset.shards import write_shards
+from fastvideo.v1.dataset.state_file import unpack_state
+from fastvideo.v1.dataset.video import probe
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.pipelines.phase import Phase
+from fastvideo.v1.pipelines.stages import DenoisingStage
+from fastvideo.v1.worker.gpu_worker import GPUWorker
+from fastvideo.v1.worker.phase_jobs import JobSettings
+from fastvideo.v1.worker.stage_job import run_stage_job
+
+PROMPTS = ["a red circle moves left", "white star grows, navy background", "a cyan ball rises on gray"]
+
+
+def make_config(folder: Path, **sampling) -> RunConfig:
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    return parse_config(
+        {
+            "prompts": str(prompts),
+            "output": str(folder / "out"),
+            "engine": {"device": "cpu"},
+            "sampling": {"num_inference_steps": 3} | sampling,
+        }
+    )
+
+
+def run_phase(config: RunConfig, phase: Phase, **settings) -> Run:
+    """One phase of one wave in this process, as torchrun would run it."""
+    plan = plan_run(config)
+    for shard in write_shards(plan.run, plan.scan, config, 1):
+        if shard.phase is phase:
+            worker = GPUWorker(FastVideoArgs(device="cpu"), [phase])
+            run_stage_job(plan.run, phase, shard.path, worker, JobSettings(**settings))
+    return plan.run
+
+
+def run_all(config: RunConfig, **settings) -> Run:
+    for phase in Phase:
+        run = run_phase(config, phase, **settings)
+    return run
+
+
+def start_job(config: RunConfig, phase: Phase, **settings) -> tuple[Run, subprocess.Popen]:
+    plan = plan_run(config)
+    (shard,) = (s for s in write_shards(plan.run, plan.scan, config, 1) if s.phase is phase)
+    command = [sys.executable, "-m", "fastvideo.v1.worker.stage_job", "--output", config.output, "--run", plan.run.name]
+    command += ["--phase", phase, "--shard", shard.path, "--settings", json.dumps(settings)]
+    return plan.run, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def objects(run: Run, phase: Phase) -> dict[str, bytes]:
+    table = read_ledger(run, phase)
+    return {id: run.objects.read(object_path(phase, run.keys[phase], id)) for id in table["id"].to_pylist()}
+
+
+@pytest.fixture(autouse=True)
+def restore_sigterm():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_three_phases_make_every_object_once(tmp_path, capsys):
+    config = make_config(tmp_path)
+    run = run_all(config)
+    state = scan(run)
+    assert [(s.total, s.done, s.failed) for s in state.values()] == [(4, 4, 0), (3, 3, 0), (3, 3, 0)]
+    assert all(not len(s.unindexed_ids) for s in state.values())
+    for id in read_ledger(run, Phase.DECODE)["id"].to_pylist():
+        info = probe(run.objects.uri(object_path(Phase.DECODE, run.keys[Phase.DECODE], id)))
+        assert (info.width, info.height, info.num_frames, info.fps) == (64, 64, 17, 8)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [e["committed"] for e in events if e["event"] == "done"] == [4, 3, 3]
+    ledger = read_ledger(run, Phase.DECODE).to_pylist()
+    assert all(row["seconds"] > 0 and row["device"] == "cpu" and row["metrics"]["contrast"] > 0 for row in ledger)
+
+
+def test_latents_are_equal_to_the_byte_whatever_the_shard(tmp_path):
+    whole = run_all(make_config(tmp_path / "a" if (tmp_path / "a").mkdir() is None else tmp_path))
+    (tmp_path / "b").mkdir()
+    config = make_config(tmp_path / "b")
+    run_phase(config, Phase.ENCODE)
+    plan = plan_run(config)
+    from dataclasses import replace
+
+    for shard in write_shards(plan.run, plan.scan, replace(config, shard_size=1), 1):
+        if shard.phase is Phase.DENOISE:
+            worker = GPUWorker(FastVideoArgs(device="cpu"), [Phase.DENOISE])
+            run_stage_job(plan.run, Phase.DENOISE, shard.path, worker, JobSettings())
+    assert objects(plan.run, Phase.DENOISE) == objects(whole, Phase.DENOISE)
+
+
+def test_a_sample_whose_latents_are_nan_fails_alone_after_its_tries(tmp_path, monkeypatch, capsys):
+    config = make_config(tmp_path)
+    run_phase(config, Phase.ENCODE)
+    calls = []
+    predict = DenoisingStage._predict
+
+    def poisoned(self, batch, latents, timestep, branches):
+        out = predict(self, batch, latents, timestep, branches)
+        if batch.prompt[0] == PROMPTS[1]:
+            calls.append(batch.step_index)
+            out = out * float("nan")
+        return out
+
+    monkeypatch.setattr(DenoisingStage, "_predict", poisoned)
+    run = run_phase(config, Phase.DENOISE, tries=2)
+    (failure,) = read_failures(run, Phase.DENOISE)
+    assert "FloatingPointError: denoising gave NaN" in failure["error"] and failure["attempts"] == 2
+    assert len(calls) == 3 * 3, "the first call and two tries, three steps each"
+    state = scan(run)[Phase.DENOISE]
+    assert (state.done, state.failed) == (2, 1)
+
+
+def test_a_damaged_latent_is_put_aside_and_made_again(tmp_path):
+    config = make_config(tmp_path)
+    run_phase(config, Phase.ENCODE)
+    run = run_phase(config, Phase.DENOISE)
+    before = objects(run, Phase.DENOISE)
+    victim = sorted(before)[0]
+    path = Path(run.objects.uri(latents_path(run.keys[Phase.DENOISE], victim)))
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+    run_phase(config, Phase.DECODE)
+    assert not path.exists() and scan(run)[Phase.DENOISE].missing == 1 and scan(run)[Phase.DECODE].done == 2
+    assert [p.read_bytes() for p in (tmp_path / "out/damaged").rglob(f"{victim}*")] == [bytes(data)]
+    run_all(config)
+    assert objects(run, Phase.DENOISE) == before and scan(run)[Phase.DECODE].done == 3
+
+
+def test_sigterm_saves_the_last_step_and_the_next_job_goes_on_there(tmp_path):
+    config = make_config(tmp_path, num_inference_steps=60)
+    run_phase(config, Phase.ENCODE)
+    run, job = start_job(config, Phase.DENOISE, checkpoint_every=0)
+    assert json.loads(job.stdout.readline())["event"] == "loaded"
+    time.sleep(0.3)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=30) == 1
+    (saved,) = (tmp_path / "out").rglob("*.step.safetensors")
+    _, scalars = unpack_state(saved.read_bytes(), "step")
+    assert 0 < scalars["step_index"] < 60
+    run_phase(config, Phase.DENOISE)
+    assert not saved.exists()
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    other = make_config(undisturbed, num_inference_steps=60)
+    run_phase(other, Phase.ENCODE)
+    assert objects(run_phase(other, Phase.DENOISE), Phase.DENOISE) == objects(run, Phase.DENOISE)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_kill_9_loses_at_most_what_was_in_flight(tmp_path, phase):
+    config = make_config(tmp_path, num_inference_steps=20)
+    for earlier in list(Phase)[: list(Phase).index(phase)]:
+        run_phase(config, earlier)
+    run, job = start_job(config, phase, text_batch_size=1)
+    while json.loads(job.stdout.readline())["event"] != "committed":
+        continue
+    job.kill()
+    job.wait()
+    committed = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / phase).rglob("*") if p.suffix in {".mp4", ".safetensors"}}
+    assert committed
+    run_all(config)
+    assert all(state.missing == 0 for state in scan(run).values())
+    assert {p: p.stat().st_mtime_ns for p in committed} == committed, "nothing committed is written again"
+
+
+def test_a_step_checkpoint_is_written_every_n_steps_and_removed_at_the_end(tmp_path, monkeypatch):
+    config = make_config(tmp_path, num_inference_steps=7)
+    run_phase(config, Phase.ENCODE)
+    written = []
+    from fastvideo.v1.dataset.store import Store
+
+    overwrite = Store.overwrite
+    monkeypatch.setattr(Store, "overwrite", lambda self, path, data: (written.append(path), overwrite(self, path, data)))
+    run = run_phase(config, Phase.DENOISE, checkpoint_every=3)
+    ids = read_ledger(run, Phase.DENOISE)["id"].to_pylist()
+    assert sorted(p for p in written if "step" in p) == sorted(2 * [step_path(run.keys[Phase.DENOISE], id) for id in ids])
+    assert not list((tmp_path / "out").rglob("*.step.safetensors"))
+
+
+def test_a_missing_shard_or_run_is_one_line(tmp_path):
+    config = make_config(tmp_path)
+    run = plan_run(config).run
+    command = [sys.executable, "-m", "fastvideo.v1.worker.stage_job", "--output", config.output, "--phase", "encode"]
+    wrong_run = subprocess.run([*command, "--run", "nowhere", "--shard", "x"], capture_output=True, text=True)
+    assert wrong_run.returncode and f"run 'nowhere' is not in {config.output}" in wrong_run.stderr
+    assert run.name in wrong_run.stderr
+    assert torch.get_num_threads() >= 1 and os.path.exists(config.output)
