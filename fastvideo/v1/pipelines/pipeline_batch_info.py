@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from fastvideo.v1.models.schedulers.base import SchedulerState
 from fastvideo.v1.sampling_params import SamplingParams
-
-SchedulerState = dict[str, torch.Tensor | int | float]
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,11 @@ class Scheduler(Protocol):
 
     timesteps: torch.Tensor
 
+    @property
+    def shift(self) -> float:
+        """The flow shift in use: the checkpoint's, until ``set_shift``."""
+        ...
+
     def set_shift(self, shift: float) -> None:
         """Take another flow shift, as if built with it; ``set_timesteps`` must follow."""
         ...

@@ -1,14 +1,15 @@
 """The Euler steps of flow matching; timesteps and sigmas are diffusers'."""
 
-import diffusers
 import torch
+from diffusers.schedulers import scheduling_flow_match_euler_discrete as reference
 
 from fastvideo.v1.models.schedulers.base import SchedulerState
 
 
-class FlowMatchEulerDiscreteScheduler(diffusers.FlowMatchEulerDiscreteScheduler):
+class FlowMatchEulerDiscreteScheduler(reference.FlowMatchEulerDiscreteScheduler):
     """diffusers' scheduler of the same name with steps that wait for no device; see ``Scheduler``."""
 
+    timesteps: torch.Tensor  # type: ignore[assignment]  # diffusers reuses the name for an array
     _sigma_steps: tuple[float, ...] = ()
     _next_step = 0
 
@@ -17,8 +18,8 @@ class FlowMatchEulerDiscreteScheduler(diffusers.FlowMatchEulerDiscreteScheduler)
         rebuilt = type(self).from_config(self.config, shift=shift)
         self.__dict__.update(rebuilt.__dict__)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device) -> None:
-        if self.config.stochastic_sampling:
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device) -> None:  # type: ignore[override]
+        if self.config["stochastic_sampling"]:
             raise ValueError("stochastic_sampling=true is not supported: steps draw no noise; set it to false")
         # On the CPU whatever the device, so that every device gets the same numbers.
         super().set_timesteps(num_inference_steps, device="cpu")
@@ -26,7 +27,9 @@ class FlowMatchEulerDiscreteScheduler(diffusers.FlowMatchEulerDiscreteScheduler)
         self.timesteps = self.timesteps.to(device)
         self._next_step = 0
 
-    def step(self, model_output: torch.Tensor, step_index: int, sample: torch.Tensor) -> torch.Tensor:
+    def step(  # type: ignore[override]
+        self, model_output: torch.Tensor, step_index: int, sample: torch.Tensor
+    ) -> torch.Tensor:
         assert step_index == self._next_step, f"step {step_index} after step {self._next_step - 1}"
         self._next_step += 1
         return sample + model_output.to(sample.dtype) * self._sigma_steps[step_index]

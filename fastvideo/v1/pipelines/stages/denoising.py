@@ -7,7 +7,7 @@ import torch
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import get_forward_context
 from fastvideo.v1.pipelines.phase import Phase
-from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch, SchedulerState
+from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.stages.base import PipelineStage
 
 
@@ -40,7 +40,7 @@ class DenoisingStage(PipelineStage):
         dtype = self.transformer.dtype
         branches = self._text_branches(batch, dtype)
         if batch.scheduler_state is not None:
-            self.scheduler.load_state_dict(_on(batch.latents.device, batch.scheduler_state))
+            self.scheduler.load_state_dict(batch.scheduler_state)
         for index in range(batch.step_index, len(batch.timesteps)):
             context.step_index = index
             timestep = batch.timesteps[index].expand(len(batch.latents))
@@ -74,7 +74,3 @@ class DenoisingStage(PipelineStage):
             assert batch.negative_prompt_embeds is not None
             embeds.append(batch.negative_prompt_embeds)
         return [embed.to(batch.latents.device, dtype) for embed in embeds]
-
-
-def _on(device: torch.device, state: SchedulerState) -> SchedulerState:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in state.items()}

@@ -9,9 +9,10 @@ from fastvideo.v1.dataset.sample import Sample, input_id
 from fastvideo.v1.dataset.state_file import DamagedObject, pack_state, unpack_state
 from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.logger import init_logger
+from fastvideo.v1.models.schedulers.base import SchedulerState
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.phase_state import export_sample, import_sample
-from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch, SchedulerState
+from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.worker.failures import Preempted
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs.base import JobSettings, Product, SampleJob

@@ -179,7 +179,9 @@ def test_kill_9_loses_at_most_what_was_in_flight(tmp_path, phase):
         continue
     job.kill()
     job.wait()
-    committed = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / phase).rglob("*") if p.suffix in {".mp4", ".safetensors"}}
+    committed = {
+        p: p.stat().st_mtime_ns for p in (tmp_path / "out" / phase).rglob("*") if p.suffix in {".mp4", ".safetensors"}
+    }
     assert committed
     run_all(config)
     assert all(state.missing == 0 for state in scan(run).values())
@@ -193,10 +195,14 @@ def test_a_step_checkpoint_is_written_every_n_steps_and_removed_at_the_end(tmp_p
     from fastvideo.v1.dataset.store import Store
 
     overwrite = Store.overwrite
-    monkeypatch.setattr(Store, "overwrite", lambda self, path, data: (written.append(path), overwrite(self, path, data)))
+    monkeypatch.setattr(
+        Store, "overwrite", lambda self, path, data: (written.append(path), overwrite(self, path, data))
+    )
     run = run_phase(config, Phase.DENOISE, checkpoint_every=3)
     ids = read_ledger(run, Phase.DENOISE)["id"].to_pylist()
-    assert sorted(p for p in written if "step" in p) == sorted(2 * [step_path(run.keys[Phase.DENOISE], id) for id in ids])
+    assert sorted(p for p in written if "step" in p) == sorted(
+        2 * [step_path(run.keys[Phase.DENOISE], id) for id in ids]
+    )
     assert not list((tmp_path / "out").rglob("*.step.safetensors"))
 
 
