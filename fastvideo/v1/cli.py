@@ -49,6 +49,19 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     dit.add_argument("--cases", nargs="+", default=["diffusers", "diffusers+compile", "ours"])
     dit.add_argument("--json", metavar="FILE", help="also write the figures here")
     dit.set_defaults(run=_bench_dit)
+    vae = kinds.add_parser("vae", help="the Wan VAE's decode at full size, beside diffusers")
+    vae.add_argument("--height", type=int, default=480)
+    vae.add_argument("--width", type=int, default=832)
+    vae.add_argument("--num-frames", type=int, default=81)
+    vae.add_argument("--rounds", type=int, default=5)
+    vae.add_argument("--cases", nargs="+", default=["diffusers+float32", "diffusers+bfloat16", "ours+bfloat16"])
+    vae.add_argument("--json", metavar="FILE", help="also write the figures here")
+    vae.set_defaults(run=_bench_vae)
+    encode = kinds.add_parser("encode", help="real prompts through the full-size text encoder")
+    encode.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32, 64])
+    encode.add_argument("--prompts", type=int, default=944)
+    encode.add_argument("--json", metavar="FILE", help="also write the figures here")
+    encode.set_defaults(run=_bench_encode)
     plan = kinds.add_parser("plan", help="planning prompts and scanning a store")
     plan.add_argument("--prompts", type=int, default=1_000_000, help="prompts to plan")
     plan.add_argument("--objects", type=int, default=200_000, help="objects to find on resume")
@@ -62,6 +75,22 @@ def _bench_dit(options: argparse.Namespace) -> int:
 
     figures = bench_dit(options.model, options.height, options.width, options.num_frames, options.cases, options.rounds)
     report(figures, options.json)
+    return 0
+
+
+def _bench_vae(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.bench.report import report
+    from fastvideo.v1.entrypoints.bench.vae import bench_vae
+
+    report(bench_vae(options.height, options.width, options.num_frames, options.cases, options.rounds), options.json)
+    return 0
+
+
+def _bench_encode(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.bench.encode import bench_encode
+    from fastvideo.v1.entrypoints.bench.report import report
+
+    report(bench_encode(options.batch_sizes, options.prompts), options.json)
     return 0
 
 

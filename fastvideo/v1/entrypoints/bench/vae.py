@@ -57,7 +57,7 @@ def _decoder(
     dtype = getattr(torch, precision or "bfloat16")
     if who == "diffusers":
         with torch.device("meta"):
-            peer = Peer.from_config(config)
+            peer: Any = Peer.from_config(config)
         peer.eval().load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
         mean, std = (
             torch.tensor(config[f"latents_{name}"], device=device).view(-1, 1, 1, 1) for name in ("mean", "std")

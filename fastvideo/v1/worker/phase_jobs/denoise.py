@@ -86,7 +86,8 @@ class DenoiseJob(SampleJob):
             return
         self._with_steps.add(item.id)
         batch.latents, batch.step_index = tensors.pop("latents"), scalars.pop("step_index")
-        state: SchedulerState = {**tensors, **scalars}
+        state: SchedulerState = dict(tensors)
+        state.update(scalars)
         batch.scheduler_state = {name.removeprefix("scheduler."): value for name, value in state.items()}
         logger.info("sample %s goes on after step %d", item.id, batch.step_index)
 
