@@ -33,11 +33,12 @@ class JobFailure:
 
 
 class JobFailed(Exception):
-    """A job ended without finishing its work."""
+    """A job ended without finishing its work; ``is_final`` once nobody will try again."""
 
     def __init__(self, failure: JobFailure) -> None:
         super().__init__(f"{failure.cause}: {failure.message}")
         self.failure = failure
+        self.is_final = False
 
 
 _BY_EXCEPTION = {
@@ -60,7 +61,9 @@ def classify(error_file: Path, returncode: int, tail: Sequence[str] = ()) -> Job
     error = _read_error(error_file)
     if error is None:
         details = "\n".join(tail[-_DETAIL_LINES:])
-        return JobFailure(Cause.INFRASTRUCTURE, f"{_ending(returncode)} and left no error file", details)
+        message = f"{_ending(returncode)} and left no error file"
+        said = f"; it last said: {_first_line(tail[-1])}" if tail else ""
+        return JobFailure(Cause.INFRASTRUCTURE, message + said, details)
     message, traceback = error
     return JobFailure(_cause(message), _first_line(message), "\n".join(traceback.splitlines()[-_DETAIL_LINES:]))
 
@@ -89,4 +92,4 @@ def _first_line(message: str) -> str:
 def _ending(returncode: int) -> str:
     if returncode < 0:
         return f"the job was ended by {signal.Signals(-returncode).name}"
-    return f"the job ended with exit code {returncode}, most likely a process killed from outside,"
+    return f"the job ended with exit code {returncode} (a process killed from outside?)"

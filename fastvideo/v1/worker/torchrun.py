@@ -71,8 +71,14 @@ def launch(
 
 def _command(module: str, arguments: Sequence[str], nproc: int, log_dir: Path) -> list[str]:
     torchrun = ["--nnodes=1", f"--nproc-per-node={nproc}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    torchrun += ["--max-restarts=0", f"--log-dir={log_dir}", "--tee=3", "-m", module]
-    return [sys.executable, "-m", "fastvideo.v1.worker.agent", str(os.getpid()), *torchrun, *arguments]
+    torchrun += [
+        "--max-restarts=0",
+        f"--log-dir={log_dir}",
+        "--tee=3",
+        "-m",
+        "--",
+    ]  # what follows is none of its options
+    return [sys.executable, "-m", "fastvideo.v1.worker.agent", str(os.getpid()), *torchrun, module, *arguments]
 
 
 def _watch(

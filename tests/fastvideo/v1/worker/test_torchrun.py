@@ -60,7 +60,7 @@ def test_events_are_told_from_other_lines(line, event):
 def outcomes():
     """Several launches at once, by name."""
     jobs = {
-        "two ranks": (["event=loaded", "say=hello there", "event=done"], {"nproc": 2}),
+        "two ranks": (["--run", "--max-restarts", "event=loaded", "say=hello there", "event=done"], {"nproc": 2}),
         "ValueError": (["say=before", "raise=ValueError"], {}),
         "RuntimeError": (["raise=RuntimeError"], {}),
         "OutOfMemoryError": (["raise=OutOfMemoryError"], {}),

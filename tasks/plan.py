@@ -1,0 +1,60 @@
+"""Planning: what there is to make, and its next piece."""
+
+from typing import Any
+
+from fastvideo.v1.dataset.config import RunConfig
+from fastvideo.v1.dataset.failures import clear_failures
+from fastvideo.v1.dataset.planning import plan_run
+from fastvideo.v1.dataset.recovery import index_recovered
+from fastvideo.v1.dataset.run import Run, open_run
+from fastvideo.v1.dataset.scan import Scan, scan
+from fastvideo.v1.dataset.shards import delete_wave, write_shards
+from fastvideo.v1.dataset.status import summarize
+from fastvideo.v1.dataset.waves import WaveShard, read_wave
+from tasks.retries import storage_task
+
+
+@storage_task()
+def plan(config: RunConfig) -> dict[str, Any]:
+    """Adds the prompts' new samples to the run that ``config`` names; returns the run's name and counts."""
+    planned = plan_run(config)
+    found = _index(planned.run, planned.scan)
+    counts = {"samples": planned.num_samples, "new": planned.num_new, "repeated": planned.num_repeated}
+    return {**counts, "rejected": planned.num_rejected, **summarize(planned.run, found).to_dict()}
+
+
+@storage_task()
+def take_up_failed(output: str, run: str | None) -> dict[str, Any]:
+    """Gives the failed samples of a run their tries back; returns how many they were, and the run's counts."""
+    opened = open_run(output, run)
+    retried = clear_failures(opened)
+    return {"retried": retried, **summarize(opened, _index(opened, scan(opened))).to_dict()}
+
+
+@storage_task(task_run_name="cut-wave-{number}")
+def cut_wave(config: RunConfig, run: str, number: int) -> str | None:
+    """Writes the shards of the next wave; returns its name, or None when nothing can be made."""
+    opened = open_run(config.output, run)
+    shards = write_shards(opened, _index(opened, scan(opened)), config, number)
+    return shards[0].wave if shards else None
+
+
+@storage_task(task_run_name="open-{wave}")
+def open_wave(output: str, run: str, wave: str) -> list[WaveShard]:
+    """The shards of a wave, and which wait for which."""
+    return read_wave(open_run(output, run), wave)
+
+
+@storage_task(task_run_name="close-{wave}")
+def close_wave(output: str, run: str, wave: str) -> dict[str, Any]:
+    """Removes the shard files of a wave; returns the run's counts after it."""
+    opened = open_run(output, run)
+    delete_wave(opened, wave)
+    return summarize(opened, _index(opened, scan(opened))).to_dict()
+
+
+def _index(run: Run, found: Scan) -> Scan:
+    """The scan, once objects that a killed process left out of the ledger are in it, or put aside as damaged."""
+    if not any(len(phase.unindexed_ids) for phase in found.values()):
+        return found
+    return scan(run) if index_recovered(run, found).damaged else found

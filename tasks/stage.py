@@ -1,0 +1,97 @@
+"""One phase over one shard: the task that launches a torchrun job and watches it."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.runtime import task_run
+
+from fastvideo.v1.dataset.config import RunConfig
+from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.pipelines.phase import ALL_PHASES
+from fastvideo.v1.worker.failures import Cause, JobFailed
+from fastvideo.v1.worker.torchrun import launch
+from tasks.events import Event, report
+from tasks.retries import delay_before_retry, stage_task
+
+STAGE_JOB = "fastvideo.v1.worker.stage_job"
+_MOST_PREEMPTIONS = 20
+
+_stop = threading.Event()
+
+
+@contextmanager
+def stoppable_jobs() -> Iterator[None]:
+    """Whatever ends the block early (Ctrl-C, SIGTERM, a cancelled flow) also ends the jobs begun in it."""
+    _stop.clear()
+    try:
+        yield
+    except BaseException:
+        _stop.set()
+        raise
+
+
+def _run_shard(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
+    """Launches the job until it ends well; returns its counts. Raises ``JobFailed`` when another try is Prefect's."""
+    for preemptions in range(_MOST_PREEMPTIONS):
+        try:
+            return _launch(config, run, shard)
+        except JobFailed as error:
+            if error.failure.cause is Cause.PREEMPTED and not _stop.is_set() and preemptions + 1 < _MOST_PREEMPTIONS:
+                get_run_logger().warning("preempted; starting again at once")
+                continue
+            _wait_before_retry(error, shard)
+            raise
+    raise AssertionError("the last preemption raises")
+
+
+def _wait_before_retry(error: JobFailed, shard: WaveShard) -> None:
+    """Waits here rather than in Prefect, where neither Ctrl-C nor the cause of the failure has a say."""
+    failure = error.failure
+    get_run_logger().error("%s\n%s", error, failure.details)
+    delay = delay_before_retry(failure.cause, task_run.run_count or 1)
+    error.is_final = delay is None or _stop.is_set()
+    if not error.is_final:
+        report("retrying", shard=shard.name, cause=str(failure.cause), message=failure.message, delay=delay)
+        error.is_final = _stop.wait(delay)
+
+
+def _launch(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    report("started", shard=shard.name)
+
+    def on_event(event: Event) -> None:
+        if event["event"] == "done":
+            counts["seconds"] = max(counts["seconds"], event["seconds"])
+            counts["process_seconds"] += event["seconds"]
+        elif event["event"] in ("committed", "skipped", "failed", "damaged"):
+            counts[event["event"]] += 1
+        report(**{**event, "shard": shard.name, "phase": str(shard.phase)})
+
+    launch(
+        STAGE_JOB,
+        _arguments(config, run, shard),
+        nproc=config.processes_per_job,
+        log=get_run_logger().info,
+        on_event=on_event,
+        timeout=config.job_timeout,
+        stop=_stop,
+    )
+    return {"shard": shard.name, "count": shard.count, **counts}
+
+
+def _arguments(config: RunConfig, run: str, shard: WaveShard) -> list[str]:
+    settings = {name: getattr(config, name) for name in ("text_batch_size", "tries", "checkpoint_every")}
+    arguments = ["--output", config.output, "--run", run, "--phase", str(shard.phase), "--shard", shard.path]
+    return [*arguments, "--engine", json.dumps(asdict(config.engine)), "--settings", json.dumps(settings)]
+
+
+STAGE_TASKS = {
+    phase: stage_task(name=f"{phase}_shard", task_run_name="{shard.name}")(_run_shard) for phase in ALL_PHASES
+}
+encode_shard, denoise_shard, decode_shard = STAGE_TASKS.values()
