@@ -72,7 +72,7 @@ class DenoiseJob(SampleJob):
         state = {f"scheduler.{name}": value for name, value in batch.scheduler_state.items()}
         tensors = {name: value for name, value in state.items() if hasattr(value, "shape")}
         scalars = {name: value for name, value in state.items() if name not in tensors}
-        data = pack_state({"latents": batch.latents, **tensors}, {"step_index": batch.step_index, **scalars})
+        data = pack_state({**tensors, "latents": batch.latents}, {**scalars, "step_index": batch.step_index})
         self.run.objects.overwrite(self._step_path(item), data)
         self._with_steps.add(item.id)
 
