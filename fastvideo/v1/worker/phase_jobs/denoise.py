@@ -71,7 +71,8 @@ class DenoiseJob(SampleJob):
 
     def _save(self, item: Sample, batch: ForwardBatch) -> None:
         assert batch.latents is not None and batch.scheduler_state is not None
-        tensors, scalars = {"latents": batch.latents}, {"step_index": batch.step_index}
+        tensors: dict[str, torch.Tensor] = {"latents": batch.latents}
+        scalars: dict[str, int | float] = {"step_index": batch.step_index}
         for name, value in batch.scheduler_state.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"scheduler.{name}"] = value
