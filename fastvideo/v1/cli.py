@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import fields
 
 from fastvideo.data import EMBEDDED_MODEL
@@ -40,33 +41,35 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
     kinds = bench.add_subparsers(required=True, metavar="KIND")
-    dit = kinds.add_parser("dit", help="one forward of a transformer at full size, beside diffusers")
+    dit = _add_kind(kinds, "dit", "one forward of a transformer at full size, beside diffusers", _bench_dit)
     dit.add_argument("--model", default="wan21_t2v_1.3B", help="an architecture of fastvideo/data/configs")
-    dit.add_argument("--height", type=int, default=480)
-    dit.add_argument("--width", type=int, default=832)
-    dit.add_argument("--num-frames", type=int, default=81)
-    dit.add_argument("--rounds", type=int, default=7)
-    dit.add_argument("--cases", nargs="+", default=["diffusers", "diffusers+compile", "ours"])
-    dit.add_argument("--json", metavar="FILE", help="also write the figures here")
-    dit.set_defaults(run=_bench_dit)
-    vae = kinds.add_parser("vae", help="the Wan VAE's decode at full size, beside diffusers")
-    vae.add_argument("--height", type=int, default=480)
-    vae.add_argument("--width", type=int, default=832)
-    vae.add_argument("--num-frames", type=int, default=81)
-    vae.add_argument("--rounds", type=int, default=5)
-    vae.add_argument("--cases", nargs="+", default=["diffusers+float32", "diffusers+bfloat16", "ours+bfloat16"])
-    vae.add_argument("--json", metavar="FILE", help="also write the figures here")
-    vae.set_defaults(run=_bench_vae)
-    encode = kinds.add_parser("encode", help="real prompts through the full-size text encoder")
+    _add_canvas(dit, rounds=7, cases=["diffusers", "diffusers+compile", "ours"])
+    vae = _add_kind(kinds, "vae", "the Wan VAE's decode at full size, beside diffusers", _bench_vae)
+    _add_canvas(vae, rounds=5, cases=["diffusers+float32", "diffusers+bfloat16", "ours+bfloat16"])
+    encode = _add_kind(kinds, "encode", "real prompts through the full-size text encoder", _bench_encode)
     encode.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32, 64])
     encode.add_argument("--prompts", type=int, default=944)
-    encode.add_argument("--json", metavar="FILE", help="also write the figures here")
-    encode.set_defaults(run=_bench_encode)
-    plan = kinds.add_parser("plan", help="planning prompts and scanning a store")
+    plan = _add_kind(kinds, "plan", "planning prompts and scanning a store", _bench_plan)
     plan.add_argument("--prompts", type=int, default=1_000_000, help="prompts to plan")
     plan.add_argument("--objects", type=int, default=200_000, help="objects to find on resume")
-    plan.add_argument("--json", metavar="FILE", help="also write the figures here")
-    plan.set_defaults(run=_bench_plan)
+
+
+def _add_kind(
+    kinds: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    kind = kinds.add_parser(name, help=text)
+    kind.add_argument("--json", metavar="FILE", help="also write the figures here")
+    kind.set_defaults(run=run)
+    return kind
+
+
+def _add_canvas(kind: argparse.ArgumentParser, rounds: int, cases: list[str]) -> None:
+    for name, default in (("--height", 480), ("--width", 832), ("--num-frames", 81), ("--rounds", rounds)):
+        kind.add_argument(name, type=int, default=default)
+    kind.add_argument("--cases", nargs="+", default=cases)
 
 
 def _bench_dit(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ class VideoConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    codec: Literal["h264", "hevc"] = setting("h264", "Video codec; h264 plays in every browser")
+    codec: Literal["h264"] = setting("h264", "Video codec; h264 plays in every browser")
     crf: int = setting(18, "Constant rate factor: 0 is lossless, 18 visually so, 51 the worst", ge=0, le=51)
     preset: Preset = setting("medium", "Speed of the encoder against the size of its files")
 

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, whatever instruction a process dies at."""
 
+import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -60,6 +61,8 @@ def make_folder(folder: str) -> None:
     """Makes ``folder`` and its parents so that they outlive a power cut."""
     if os.path.isdir(folder):
         return
+    if os.path.exists(folder):  # makedirs would say FileExistsError, which here means that an object is there
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
     parent = os.path.dirname(folder)
     make_folder(parent)
     os.makedirs(folder, exist_ok=True)

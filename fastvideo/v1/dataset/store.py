@@ -233,7 +233,8 @@ class Store:
         return [self._info(entry) for entry in self._call(partial(self._find, folder), folder)]
 
     def _find(self, full: str) -> Entries:
-        return [*self._fs.find(full, detail=True).values()]
+        found = self._fs.find(full, detail=True).values()
+        return [entry for entry in found if entry["type"] == "file" and entry["name"] != full]
 
     def _info(self, entry: dict[str, Any]) -> ObjectInfo:
         modified = entry.get("LastModified") or entry.get("created") or entry.get("mtime") or 0.0

@@ -15,6 +15,7 @@ from av.video.reformatter import Colorspace
 from fastvideo.v1.dataset.config import VideoConfig
 
 _BT709 = 1
+_ENCODERS = {"h264": "libx264"}  # not x265: the one in PyAV 18 corrupts the heap for frames of 48x32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +38,15 @@ class VideoWriter:
         if width % 2 or height % 2:
             raise ValueError(f"width={width}, height={height}: {config.codec} in yuv420p needs even sides")
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
-        options: dict[str, object] = {"crf": str(config.crf), "preset": config.preset}
-        if config.codec == "hevc":
-            options["x265-params"] = "log-level=error"
-        stream = self._container.add_stream({"h264": "libx264", "hevc": "libx265"}[config.codec], rate=fps)
+        stream = self._container.add_stream(_ENCODERS[config.codec], rate=fps)
         assert isinstance(stream, av.VideoStream), "a video encoder makes a video stream"
         self._stream = stream
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.options = options
+        self._stream.options = {"crf": str(config.crf), "preset": config.preset}
         self._stream.time_base = Fraction(1, fps)
         context = self._stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = 1  # limited, as video has it
-        if config.codec == "hevc":
-            context.codec_tag = "hvc1"  # the tag that Apple's players ask for
         self._shape = (height, width, 3)
         self._num_frames = 0
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -64,7 +64,7 @@ def _decoder(
         )
         raw = (latents * std + mean).to(dtype)
         return lambda: peer.decode(raw, return_dict=False)[0]
-    model = build_model(AutoencoderKLWan, config, device, dtype)
+    model = cast(AutoencoderKLWan, build_model(AutoencoderKLWan, config, device, dtype))
     assign_weights(model, (("random weights", key, tensor) for key, tensor in weights.items()), "random weights")
     return lambda: model.decode(latents)
 

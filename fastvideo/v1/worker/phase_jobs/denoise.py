@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
+
 from fastvideo.v1.dataset.layout import input_path, latents_path, step_path
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.sample import Sample, input_id
@@ -69,10 +71,14 @@ class DenoiseJob(SampleJob):
 
     def _save(self, item: Sample, batch: ForwardBatch) -> None:
         assert batch.latents is not None and batch.scheduler_state is not None
-        state = {f"scheduler.{name}": value for name, value in batch.scheduler_state.items()}
-        tensors = {name: value for name, value in state.items() if hasattr(value, "shape")}
-        scalars = {name: value for name, value in state.items() if name not in tensors}
-        data = pack_state({"latents": batch.latents, **tensors}, {"step_index": batch.step_index, **scalars})
+        tensors: dict[str, torch.Tensor] = {"latents": batch.latents}
+        scalars: dict[str, int | float] = {"step_index": batch.step_index}
+        for name, value in batch.scheduler_state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"scheduler.{name}"] = value
+            else:
+                scalars[f"scheduler.{name}"] = value
+        data = pack_state(tensors, scalars)
         self.run.objects.overwrite(self._step_path(item), data)
         self._with_steps.add(item.id)
 

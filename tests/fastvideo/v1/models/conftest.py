@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
 
 from fastvideo.v1.models.base import Model
+from fastvideo.v1.models.loader.weights import assign_weights, parameter_of
 
 
 @pytest.fixture(autouse=True)
@@ -42,43 +42,22 @@ def rms_error() -> Callable[[torch.Tensor, torch.Tensor], float]:
 
 
 @pytest.fixture
-def checkpoint_names() -> Callable[[Model, dict[str, torch.Tensor]], dict[str, tuple[str, int]]]:
+def checkpoint_names() -> Callable[[Model, dict[str, torch.Tensor]], dict[str, tuple[str, int] | None]]:
     """Each name of a checkpoint that a model needs, with the name of our parameter and the part of it."""
 
-    def names(model: Model, checkpoint: dict[str, torch.Tensor]) -> dict[str, tuple[str, int]]:
-        places = {}
-        for name in checkpoint:
-            if not name.endswith(model.ignored_keys):
-                places[name] = _place(model, name)
-        return places
+    def names(model: Model, checkpoint: dict[str, torch.Tensor]) -> dict[str, tuple[str, int] | None]:
+        parameters = dict(model.named_parameters())
+        needed = [name for name in checkpoint if not name.endswith(model.ignored_keys)]
+        return {name: parameter_of(model, parameters, name) for name in needed}
 
     return names
 
 
-def _place(model: Model, name: str) -> tuple[str, int]:
-    for prefix, ours in model.renamed_keys.items():
-        if name.startswith(prefix):
-            name = ours + name.removeprefix(prefix)
-    path = name.split(".")
-    for merged, separate in model.packed_modules.items():
-        if path[-2] in separate:
-            return ".".join([*path[:-2], merged, path[-1]]), separate.index(path[-2])
-    return name, 0
-
-
 @pytest.fixture
-def load_weights(checkpoint_names) -> Callable[[Model, dict[str, torch.Tensor]], None]:
+def load_weights() -> Callable[[Model, dict[str, torch.Tensor]], None]:
     """Copy a reference's state dict into our model; every parameter of ours must be filled."""
 
     def load(model: Model, checkpoint: dict[str, torch.Tensor]) -> None:
-        parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        places = checkpoint_names(model, checkpoint)
-        assert {ours for ours, _ in places.values()} == set(parameters)
-        for name, (ours, part) in places.items():
-            parameter = parameters[ours]
-            if hasattr(parameter, "weight_loader"):
-                parameter.weight_loader(parameter, checkpoint[name], part)
-            else:
-                parameter.data.copy_(checkpoint[name])
+        assign_weights(model, (("reference", name, tensor) for name, tensor in checkpoint.items()), "reference")
 
     return load

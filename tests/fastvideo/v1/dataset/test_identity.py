@@ -1,0 +1,166 @@
+"""Ids, seeds and keys: what changes them and what does not."""
+
+import shutil
+import struct
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from fastvideo.data import EMBEDDED_MODEL
+from fastvideo.v1.dataset import fingerprint
+from fastvideo.v1.dataset.config import VideoConfig
+from fastvideo.v1.dataset.fingerprint import fingerprint_component
+from fastvideo.v1.dataset.keys import phase_keys
+from fastvideo.v1.dataset.sample import Sample, derive_seed, input_id, sample_id
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.pipelines.describe import describe_pipeline
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+from fastvideo.v1.sampling_params import SamplingParams
+
+SAMPLING = SamplingParams(height=64, width=64, num_frames=17)
+
+
+def keys_with(engine: FastVideoArgs | None = None, video: VideoConfig | None = None, **changes) -> dict[Phase, str]:
+    description = describe_pipeline(EMBEDDED_MODEL)
+    prints = {name: changes.pop(name, name) for names in description.components.values() for name in names}
+    versions = changes.pop("versions", description.stage_versions)
+    sampling = replace(SAMPLING, **changes)
+    description = replace(description, stage_versions=versions)
+    return phase_keys(description, prints, engine or FastVideoArgs(), sampling, video or VideoConfig())
+
+
+def changed(keys: dict[Phase, str]) -> list[Phase]:
+    return [phase for phase in ALL_PHASES if keys[phase] != keys_with()[phase]]
+
+
+ALL, FROM_DENOISE, DECODE, NONE = list(ALL_PHASES), [Phase.DENOISE, Phase.DECODE], [Phase.DECODE], []
+
+
+@pytest.mark.parametrize(
+    ("changes", "phases"),
+    [
+        ({"text_encoder": "other"}, ALL),
+        ({"tokenizer": "other"}, ALL),
+        ({"engine": FastVideoArgs(text_encoder_precision="bfloat16")}, ALL),
+        ({"transformer": "other"}, FROM_DENOISE),
+        ({"scheduler": "other"}, FROM_DENOISE),
+        ({"num_inference_steps": 7}, FROM_DENOISE),
+        ({"flow_shift": 7.0}, FROM_DENOISE),
+        ({"engine": FastVideoArgs(precision="bfloat16")}, FROM_DENOISE),
+        ({"engine": FastVideoArgs(attention_backend="SLIDING_TILE_ATTN")}, FROM_DENOISE),
+        ({"vae": "other"}, DECODE),
+        ({"engine": FastVideoArgs(vae_tiling=True)}, DECODE),
+        ({"engine": FastVideoArgs(vae_precision="bfloat16")}, DECODE),
+        ({"video": VideoConfig(crf=30)}, DECODE),
+        ({"fps": 24}, DECODE),
+        ({"engine": FastVideoArgs(attention_backend="TORCH_SDPA", device="cpu", model_path="/x")}, NONE),
+        ({"seed": 9, "negative_prompt": "blurry"}, NONE),
+    ],
+)
+def test_a_change_reaches_its_own_phase_and_those_after(changes: dict, phases: list[Phase]) -> None:
+    assert changed(keys_with(**changes)) == phases
+
+
+@pytest.mark.parametrize("phase", ALL_PHASES)
+def test_a_raised_stage_version_reaches_its_phase_and_those_after(phase: Phase) -> None:
+    versions = dict(describe_pipeline(EMBEDDED_MODEL).stage_versions)
+    name = next(iter(versions[phase]))
+    versions[phase] = {**versions[phase], name: versions[phase][name] + 1}
+    assert changed(keys_with(versions=versions)) == ALL[ALL.index(phase) :]
+
+
+def test_keys_and_ids_are_short_hexadecimal() -> None:
+    for key in keys_with().values():
+        assert len(key) == 16 and int(key, 16) >= 0
+    id = sample_id("a", "b", 3, {})
+    assert len(id) == 32 and len(input_id({"prompt": "a"})) == 32 and int(id, 16) >= 0
+
+
+def test_an_id_is_what_the_sample_is() -> None:
+    same = sample_id("a cat", "", 1, {"height": 64, "width": 32})
+    assert same == sample_id("a cat", "", 1, {"width": 32, "height": 64})
+    others = [
+        sample_id("a dog", "", 1, {"height": 64, "width": 32}),
+        sample_id("a cat", "blur", 1, {"height": 64, "width": 32}),
+        sample_id("a cat", "", 2, {"height": 64, "width": 32}),
+        sample_id("a cat", "", 1, {"height": 64}),
+        sample_id("a cat", "", 1, {}),
+    ]
+    assert len({same, *others}) == 6
+
+
+def test_seeds_differ_by_prompt_run_and_repeat_and_fit_a_generator() -> None:
+    seeds = [derive_seed(prompt, run, repeat) for prompt in "ab" for run in (0, 1) for repeat in range(50)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)
+    assert derive_seed("a", 0, 0) == seeds[0]
+    assert max(seeds) > 2**31  # the whole range, not its lower half
+
+
+def test_a_samples_request_is_the_runs_with_its_own_values() -> None:
+    sample = Sample(id="x", prompt="p", negative_prompt="n", seed=5, overrides={"height": 128})
+    assert sample.sampling(SAMPLING) == replace(SAMPLING, height=128, seed=5, negative_prompt="n")
+
+
+def copy_component(target: str) -> None:
+    source = Path(EMBEDDED_MODEL) / "vae"
+    fs, root = fsspec.core.url_to_fs(target)
+    for file in source.iterdir():
+        fs.makedirs(root, exist_ok=True)
+        fs.pipe_file(f"{root}/{file.name}", file.read_bytes())
+
+
+def test_a_fingerprint_is_the_same_under_another_path_and_store(tmp_path: Path, s3) -> None:
+    here = fingerprint_component(f"{EMBEDDED_MODEL}/vae")
+    for target in (f"{tmp_path}/copy", f"memory://{uuid.uuid4()}/vae", f"s3://videos/{uuid.uuid4()}/vae"):
+        copy_component(target)
+        assert fingerprint_component(target) == here
+        assert fingerprint_component(target + "/") == here
+    (tmp_path / "copy" / "README.md").write_text("notes do not count")
+    assert fingerprint_component(f"{tmp_path}/copy") == here
+
+
+def test_any_byte_of_a_small_weight_file_and_any_config_value_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "vae"
+    shutil.copytree(f"{EMBEDDED_MODEL}/vae", folder)
+    prints = {fingerprint_component(str(folder))}
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    for position in (20, len(data) // 2, len(data) - 1):
+        data[position] ^= 1
+        weights.write_bytes(data)
+        prints.add(fingerprint_component(str(folder)))
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"z_dim": 16', '"z_dim": 8'))
+    prints.add(fingerprint_component(str(folder)))
+    assert len(prints) == 5
+    config.write_text(config.read_text().replace("{", '{"_name_or_path": "/home/someone/vae",', 1))
+    assert fingerprint_component(str(folder)) in prints
+
+
+def test_of_a_large_file_header_size_and_sampled_blocks_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "_WHOLE_BYTES", 2**20)
+    header = b'{"weight": "bytes"}     '
+    body = bytearray(8 * 2**20)
+    weights = tmp_path / "model.safetensors"
+
+    def fingerprint_now(header: bytes = header) -> str:
+        weights.write_bytes(struct.pack("<Q", len(header)) + header + body)
+        return fingerprint_component(str(tmp_path))
+
+    first = fingerprint_now()
+    assert fingerprint_now(header.replace(b"bytes", b"other")) != first
+    for position in (0, len(body) - 1, len(body) - fingerprint.BLOCK_BYTES):
+        body[position] ^= 1
+        assert fingerprint_now() != first
+        body[position] ^= 1
+    assert fingerprint_now() == first
+    body.extend(b"0000")
+    assert fingerprint_now() != first
+
+
+def test_a_component_without_files_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no"):
+        fingerprint_component(str(tmp_path))

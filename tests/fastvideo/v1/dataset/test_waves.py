@@ -1,0 +1,203 @@
+"""Scan, ledger, failures, shards, recovery and status: what is missing is made, once, and nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from fastvideo.v1.dataset.failures import clear_failures, read_failures, record_failure
+from fastvideo.v1.dataset.layout import object_path, step_path
+from fastvideo.v1.dataset.ledger import LedgerRow, LedgerWriter, read_ledger
+from fastvideo.v1.dataset.planning import plan_run
+from fastvideo.v1.dataset.recovery import Recovery, index_recovered
+from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.samples import to_samples
+from fastvideo.v1.dataset.scan import scan
+from fastvideo.v1.dataset.shards import Shard, delete_wave, read_shard, shard_size, write_shards
+from fastvideo.v1.dataset.status import run_status
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+
+
+def prompts(count: int) -> list[str]:
+    return [json.dumps({"prompt": f"p{number}"}) for number in range(count)]
+
+
+def ids(run: Run) -> list[str]:
+    return [sample.id for sample in run.iter_samples()]
+
+
+def inputs(run: Run) -> dict[str, str]:
+    """Prompt by input id."""
+    return {row["input_id"]: row["prompt"] for batch in run.iter_batches() for row in batch.to_pylist()}
+
+
+def counts(run: Run) -> dict[str, tuple[int, ...]]:
+    return {
+        str(phase): (part.total, part.done, part.failed, part.blocked, part.missing)
+        for phase, part in scan(run).items()
+    }
+
+
+def make_wave(run: Run, shards: list[Shard], make_object) -> None:
+    for shard in shards:
+        with LedgerWriter(run, shard.phase) as ledger:
+            for id in read_shard(run, shard.path)["id"].to_pylist():
+                data = make_object(run, shard.phase, id)
+                ledger.add(LedgerRow(id=id, bytes=len(data), sha256="x", started=1.0, seconds=2.0, device="cpu"))
+
+
+def test_every_phase_counts_on_its_own(make_config, make_object) -> None:
+    run = plan_run(make_config(*prompts(4))).run
+    assert counts(run) == {"encode": (5, 0, 0, 0, 5), "denoise": (4, 0, 0, 0, 4), "decode": (4, 0, 0, 0, 4)}
+    first, second, *_ = ids(run)
+    data = make_object(run, Phase.DECODE, first)
+    make_object(run, Phase.DENOISE, second)
+    run.objects.overwrite(step_path(run.keys[Phase.DENOISE], ids(run)[2]), b"half way")
+    run.objects.create(object_path(Phase.DENOISE, run.keys[Phase.DENOISE], "f" * 32), b"another run's")
+    assert counts(run) == {"encode": (5, 0, 0, 0, 5), "denoise": (4, 1, 0, 0, 3), "decode": (4, 1, 0, 0, 3)}
+    found = scan(run)
+    assert found[Phase.DECODE].bytes == len(data) and found[Phase.DECODE].unindexed_ids.to_pylist() == [first]
+    assert found[Phase.DENOISE].missing_ids.to_pylist() == [id for id in ids(run) if id != second]
+
+
+def test_waves_make_all_of_the_samples_and_each_once(make_config, make_object) -> None:
+    config = make_config(*prompts(10), shard_size=2, wave_size=3, text_shard_size=4, decode_shard_size=5)
+    run = plan_run(config).run
+    sizes = []
+    for number in range(1, 5):
+        shards = write_shards(run, scan(run), config, number)
+        if not shards:
+            break
+        assert [shard.phase for shard in shards] == sorted((s.phase for s in shards), key=ALL_PHASES.index)
+        made = {phase: [read_shard(run, s.path) for s in shards if s.phase == phase] for phase in ALL_PHASES}
+        denoised = pa.concat_tables(made[Phase.DENOISE])
+        assert denoised["id"].to_pylist() == pa.concat_tables(made[Phase.DECODE])["id"].to_pylist()
+        assert set(denoised["prompt"].to_pylist()) == set(pa.concat_tables(made[Phase.ENCODE])["text"].to_pylist()) - {
+            ""
+        }
+        assert all(shard.count == len(read_shard(run, shard.path)) for shard in shards)
+        sizes.append([shard.count for shard in shards])
+        make_wave(run, shards, make_object)  # a second creation of any object would fail
+    assert sizes == [[4, 3, 2, 2, 2, 5, 1], [4, 2, 2, 4]]
+    assert run_status(config.output).exit_code == 0
+
+
+def test_shards_carry_whole_samples_and_small_messages(make_config) -> None:
+    config = make_config(json.dumps({"prompt": "größer", "seed": 5, "height": 128, "guidance": 2}))
+    run = plan_run(config).run
+    shards = {shard.phase: shard for shard in write_shards(run, scan(run), config, 7)}
+    (sample,) = to_samples(read_shard(run, shards[Phase.DENOISE].path), {})
+    assert sample == next(run.iter_samples())
+    assert len(json.dumps([shard.to_dict() for shard in shards.values()])) < 1024
+    assert Shard.from_dict(json.loads(json.dumps(shards[Phase.DENOISE].to_dict()))) == shards[Phase.DENOISE]
+    delete_wave(run, shards[Phase.DENOISE].wave)
+    with pytest.raises(FileNotFoundError):
+        read_shard(run, shards[Phase.DENOISE].path)
+
+
+def test_only_what_is_missing_is_cut(make_config, make_object) -> None:
+    config = make_config(*prompts(6), shard_size=100)
+    run = plan_run(config).run
+    make_wave(run, write_shards(run, scan(run), config, 1), make_object)
+    lost_video, lost_latents = ids(run)[3], ids(run)[5]
+    run.objects.delete(object_path(Phase.DECODE, run.keys[Phase.DECODE], lost_video))
+    run.objects.delete(object_path(Phase.DENOISE, run.keys[Phase.DENOISE], lost_latents))
+    shards = write_shards(run, scan(run), config, 2)
+    assert [(s.phase, read_shard(run, s.path)["id"].to_pylist()) for s in shards] == [
+        (Phase.DENOISE, [lost_latents]), (Phase.DECODE, [lost_video]),
+    ]  # fmt: skip
+
+
+def test_a_changed_decode_setting_remakes_videos_only(make_config, make_object) -> None:
+    config = make_config(*prompts(3))
+    run = plan_run(config).run
+    make_wave(run, write_shards(run, scan(run), config, 1), make_object)
+    other = plan_run(make_config(*prompts(3), video={"crf": 30}))
+    assert other.run.name != run.name
+    assert {str(phase): part.missing for phase, part in other.scan.items()} == {"encode": 0, "denoise": 0, "decode": 3}
+    more = plan_run(make_config(*prompts(5)))
+    assert {str(phase): part.missing for phase, part in more.scan.items()} == {"encode": 2, "denoise": 2, "decode": 2}
+
+
+def test_what_failed_is_passed_over_until_a_retry_and_blocks_what_follows(make_config, make_object) -> None:
+    config = make_config(*prompts(4), shard_size=100)
+    run = plan_run(config).run
+    broken_text = next(id for id, prompt in inputs(run).items() if prompt == "p0")
+    record_failure(run, Phase.ENCODE, broken_text, "ValueError: no", "Traceback: of\nmany lines", 3)
+    record_failure(run, Phase.DENOISE, ids(run)[1], "NaN latents", "", 3)
+    assert counts(run) == {"encode": (5, 0, 1, 0, 4), "denoise": (4, 0, 1, 1, 2), "decode": (4, 0, 0, 2, 2)}
+    shards = write_shards(run, scan(run), config, 1)
+    assert [(s.phase, s.count) for s in shards] == [(Phase.ENCODE, 4), (Phase.DENOISE, 2), (Phase.DECODE, 2)]
+    assert run_status(config.output).exit_code == 3
+    make_wave(run, shards, make_object)
+    assert write_shards(run, scan(run), config, 2) == []
+    assert run_status(config.output).exit_code == 2
+    assert read_failures(run, Phase.ENCODE)[0]["error"] == "ValueError: no"
+    assert clear_failures(run) == 2
+    assert run_status(config.output).exit_code == 3
+    make_wave(run, write_shards(run, scan(run), config, 3), make_object)
+    assert run_status(config.output).exit_code == 0
+
+
+def test_objects_of_a_killed_process_are_verified_and_indexed(make_config, make_object) -> None:
+    run = plan_run(make_config(*prompts(3))).run
+    first, second, third = ids(run)
+    whole = make_object(run, Phase.DENOISE, first)
+    make_object(run, Phase.DECODE, first)
+    damaged = bytearray(make_object(run, Phase.DENOISE, second))
+    damaged[-1] ^= 1
+    run.objects.overwrite(object_path(Phase.DENOISE, run.keys[Phase.DENOISE], second), bytes(damaged))
+    run.objects.create(object_path(Phase.DECODE, run.keys[Phase.DECODE], third), b"no video")
+    assert index_recovered(run, scan(run)) == Recovery(indexed=2, damaged=2)
+    found = scan(run)
+    assert all(not len(part.unindexed_ids) for part in found.values())
+    assert found[Phase.DENOISE].done == 1 and found[Phase.DECODE].done == 1
+    (row,) = read_ledger(run, Phase.DENOISE).to_pylist()
+    assert (row["id"], row["bytes"], row["seconds"]) == (first, len(whole), None)
+    (video,) = read_ledger(run, Phase.DECODE).to_pylist()
+    assert video["metrics"]["has_nan"] is False and video["metrics"]["motion"] == 0
+    assert len(run.objects.list("damaged")) == 2
+    assert index_recovered(run, found) == Recovery(indexed=0, damaged=0)
+
+
+def test_the_ledger_keeps_one_row_an_id_the_one_that_tells_most(make_config) -> None:
+    run = plan_run(make_config(*prompts(1))).run
+    for attempt, seconds, started in (("a", 1.0, 10.0), ("b", 2.0, 20.0), ("recovered", None, 30.0)):
+        with LedgerWriter(run, Phase.DECODE, attempt) as ledger:
+            ledger.add(LedgerRow(id="x", bytes=1, sha256="s", started=started, seconds=seconds))
+            ledger.add(LedgerRow(id=attempt, bytes=1, sha256="s", started=started, seconds=seconds))
+    rows = {row["id"]: row["attempt"] for row in read_ledger(run, Phase.DECODE).to_pylist()}
+    assert rows == {"x": "b", "a": "a", "b": "b", "recovered": "recovered"}
+    assert read_ledger(run, Phase.ENCODE).num_rows == 0
+
+
+def test_an_error_on_the_way_still_writes_the_rows_taken(make_config) -> None:
+    run = plan_run(make_config(*prompts(1))).run
+    with pytest.raises(RuntimeError), LedgerWriter(run, Phase.DECODE) as ledger:
+        ledger.add(LedgerRow(id="x", bytes=1, sha256="s", started=0.0))
+        raise RuntimeError("lost the GPU")
+    assert read_ledger(run, Phase.DECODE)["id"].to_pylist() == ["x"]
+
+
+def test_shards_follow_measured_seconds_and_the_jobs_at_hand(make_config) -> None:
+    config = make_config(*prompts(1000))
+    run = plan_run(config).run
+    assert shard_size(run, scan(run), config, Phase.DENOISE) == 256
+    many_jobs = make_config(*prompts(1000), jobs=10)
+    assert shard_size(run, scan(run), many_jobs, Phase.DENOISE) == 50
+    with LedgerWriter(run, Phase.DENOISE) as ledger:
+        for number in range(5):
+            ledger.add(LedgerRow(id=str(number), bytes=1, sha256="", started=0.0, seconds=90.0))
+    assert shard_size(run, scan(run), config, Phase.DENOISE) == 60
+    assert shard_size(run, scan(run), make_config(*prompts(1), processes_per_job=8), Phase.DENOISE) == 480
+    assert shard_size(run, scan(run), make_config(*prompts(1), shard_size=7), Phase.DENOISE) == 7
+
+
+def test_an_output_can_be_moved(make_config, make_object, tmp_path: Path) -> None:
+    config = make_config(*prompts(2))
+    run = plan_run(config).run
+    make_object(run, Phase.DECODE, ids(run)[0])
+    shutil.move(config.output, tmp_path / "moved")
+    assert run_status(str(tmp_path / "moved")).phases[Phase.DECODE].done == 1

@@ -1,0 +1,107 @@
+"""The Triton kernels against the same formula in float64, on a GPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastvideo.v1.layers.modulation import (
+    gated_residual,
+    gated_residual_norm,
+    modulated_norm,
+    residual_modulated_norm,
+)
+from fastvideo.v1.layers.norms import LayerNorm, RMSNorm
+from fastvideo.v1.layers.qk_norm import QKNormRotary
+from fastvideo.v1.layers.rotary import apply_rotary, rotary_tables
+from fastvideo.v1.models.vaes.causal_conv import CausalConv3d, FrameCache
+from fastvideo.v1.models.vaes.wan import ChannelRMSNorm, add_bias_residual, norm_silu_conv
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+# Rounding to bfloat16 once moves no number by more than 2^-9 of it; a kernel that rounds twice exceeds that in RMS.
+ONE_ROUNDING = 2**-9
+WIDTHS = [(1, 37, 1536), (2, 64, 5120), (3, 5, 192)]
+
+
+def distance(out: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((out.double() - exact).norm() / exact.norm())
+
+
+def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda", dtype=dtype)
+
+
+@pytest.mark.parametrize(("b", "s", "d"), WIDTHS)
+def test_modulation_kernels(b, s, d):
+    x, y = random(b, s, d) * 3 + 1, random(b, s, d)
+    shift, scale, gate = random(b, 1, 3, d, dtype=torch.float32).unbind(-2)
+    norm = LayerNorm(d).cuda()
+    norm.weight.data.normal_()
+    norm.bias.data.normal_()
+
+    def modulated(value):
+        return F.layer_norm(value.double(), (d,), eps=1e-6) * (1 + scale.double()) + shift.double()
+
+    assert distance(modulated_norm(x, shift, scale, 1e-6), modulated(x)) < ONE_ROUNDING
+    assert distance(gated_residual(x, y, gate), x.double() + y.double() * gate.double()) < ONE_ROUNDING
+    total, out = residual_modulated_norm(x, y, shift, scale, 1e-6)
+    assert distance(total, x.double() + y.double()) < ONE_ROUNDING
+    assert distance(out, modulated(total)) < ONE_ROUNDING
+    total, out = gated_residual_norm(x, y, gate, norm)
+    exact = F.layer_norm(total.double(), (d,), norm.weight.double(), norm.bias.double(), norm.eps)
+    assert distance(total, x.double() + y.double() * gate.double()) < ONE_ROUNDING
+    assert distance(out, exact) < ONE_ROUNDING
+
+
+@pytest.mark.parametrize(("b", "grid", "heads", "head_size"), [(1, (3, 5, 7), 12, 128), (2, (1, 4, 4), 3, 64)])
+def test_norm_and_rotation_of_queries_and_keys(b, grid, heads, head_size):
+    width, tokens = heads * head_size, grid[0] * grid[1] * grid[2]
+    side = 2 * (head_size // 6)
+    tables = rotary_tables(grid, (head_size - 2 * side, side, side), 1e4, torch.device("cuda", 0))
+    layer = QKNormRotary(width, head_size, 1e-6).cuda().bfloat16()
+    layer.weight.data.normal_(1, 0.3)
+    qkv = random(b, tokens, 3 * width)
+    query, key, value = layer(qkv, tables)
+    assert torch.equal(value.flatten(-2), qkv[..., 2 * width :])
+    for part, out in enumerate((query, key)):
+        x = qkv[..., part * width : (part + 1) * width].double()
+        exact = F.rms_norm(x, (width,), layer.weight[part].double(), 1e-6).unflatten(-1, (-1, head_size))
+        cos, sin = (table.double()[:, None] for table in tables)
+        even, odd = exact.unflatten(-1, (-1, 2)).unbind(-1)
+        exact = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+        assert distance(out, exact) < ONE_ROUNDING
+
+
+def test_rms_norm_reads_a_strided_half():
+    layer, packed = RMSNorm(320).cuda().bfloat16(), random(2, 9, 640)
+    layer.weight.data.normal_(1, 0.3)
+    x = packed[..., :320]
+    assert distance(layer(x), F.rms_norm(x.double(), (320,), layer.weight.double(), layer.eps)) < ONE_ROUNDING
+
+
+@pytest.mark.parametrize("b", [1, 2])
+def test_norm_activation_and_bias_between_causal_convolutions(b):
+    norm, conv = ChannelRMSNorm(96).cuda(), CausalConv3d(96, 32).cuda()
+    norm.gamma.data.normal_(1, 0.2)
+    bias, cache = random(96, dtype=torch.float32), FrameCache()
+    x = random(b, 4, 6, 10, 96, dtype=torch.float32).movedim(-1, 1)
+    with torch.inference_mode():
+        out = norm_silu_conv(x, bias, norm, conv, cache).double()
+        shifted = x.double() + bias.double().view(-1, 1, 1, 1)
+        active = F.silu(
+            F.rms_norm(shifted.movedim(1, -1), (96,), norm.gamma.flatten().double(), norm.EPS).movedim(-1, 1)
+        )
+        exact = F.conv3d(F.pad(active, (1, 1, 1, 1, 2, 0)), conv.weight.double())
+        assert distance(out, exact) < 1e-3, "TF32 convolution"
+        total = add_bias_residual(out.float().contiguous(memory_format=torch.channels_last_3d), conv.bias, out.float())
+        assert distance(total, 2 * out.float().double() + conv.bias.double().view(-1, 1, 1, 1)) < 1e-6
+
+
+def test_rotation_is_the_same_as_the_plain_function():
+    tables = rotary_tables((2, 3, 4), (24, 20, 20), 1e4, torch.device("cuda", 0))
+    x = random(1, 24, 3, 64, dtype=torch.float32)
+    cpu = apply_rotary(x.cpu(), tuple(table.cpu() for table in tables))
+    torch.testing.assert_close(apply_rotary(x, tables).cpu(), cpu, rtol=1e-5, atol=1e-6)

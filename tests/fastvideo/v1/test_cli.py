@@ -1,0 +1,68 @@
+"""The commands that need no orchestration, as a user types them."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fastvideo.v1.dataset.video import probe
+
+
+def fastvideo(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "flows.cli", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_generate_writes_a_video_of_the_asked_size(tmp_path):
+    path = tmp_path / "x.mp4"
+    result = fastvideo(
+        *("generate", "--prompt", "a red circle grows", "--output", str(path), "--height", "48", "--width", "80"),
+        *("--num-frames", "9", "--num-inference-steps", "2", "--guidance-scale", "4", "--seed", "7", "--json"),
+    )
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["path"] == str(path) and answer["shape"] == [9, 48, 80, 3]
+    assert answer["timings"]["DenoisingStage"] > 0
+    info = probe(path)
+    assert (info.width, info.height, info.num_frames, info.fps) == (80, 48, 9, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["generate", "--prompt", "x", "--num-frames", "16"],
+            "num_frames=16 must be 4k+1 for this VAE; nearest: 13, 17",
+        ),
+        (["generate", "--prompt", "x", "--model", "/nowhere"], "model '/nowhere' is no directory here"),
+        (["generate", "--prompt", " "], "prompt ' ' is empty"),
+        (["generate"], "the following arguments are required: --prompt"),
+        (["generate", "--prompt", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(arguments, line):
+    result = fastvideo(*arguments)
+    assert result.returncode == 1 and line in result.stderr and result.stdout == ""
+    told = [text for text in result.stderr.splitlines() if text.startswith("fastvideo:")]
+    assert len(told) == 1 and "Traceback" not in result.stderr
+
+
+def test_debug_shows_the_traceback():
+    assert "Traceback" in fastvideo("generate", "--prompt", "x", "--seed", "-1", "--debug").stderr
+
+
+def test_help_comes_at_once_and_loads_nothing_heavy():
+    start = time.perf_counter()
+    assert "generate" in fastvideo("--help").stdout
+    assert time.perf_counter() - start < 5, "half a second on an idle machine"
+    code = "import sys, flows.cli; print([m for m in ('torch', 'prefect', 'diffusers', 'pyarrow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_bench_plan_prints_and_writes_figures(tmp_path):
+    file = tmp_path / "figures.json"
+    result = fastvideo("bench", "plan", "--prompts", "500", "--objects", "100", "--json", str(file))
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(file.read_text())
+    assert figures["machine"]["torch"] and len(figures) > 2
