@@ -77,7 +77,7 @@ def _command(module: str, arguments: Sequence[str], nproc: int, log_dir: Path) -
         "--tee=3",
         "-m",
         "--",
-    ]  # what follows is none of its options
+    ]  # the rest is not torchrun's
     return [sys.executable, "-m", "fastvideo.v1.worker.agent", str(os.getpid()), *torchrun, module, *arguments]
 
 

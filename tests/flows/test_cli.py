@@ -1,0 +1,90 @@
+"""The command line as a person meets it: one line for a mistake, exit codes that a script can use."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastvideo.v1.dataset.config import RunConfig
+from flows.cli import run
+from flows.dataset_commands import parse_keys
+from flows.generate_dataset import generate_dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_is_quick():
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "flows.cli", "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("dataset", "the following arguments are required: COMMAND"),
+        ("dataset run --output o", "the config needs a value for 'prompts'"),
+        ("dataset run --prompts shapes", "the config needs a value for 'output'"),
+        ("dataset run --prompts p --output o --shard_sise 4", "did you mean 'shard_size'?"),
+        ("dataset run --prompts p --output o --jobs none", "jobs='none': input should be a valid integer"),
+        ("dataset run --prompts p --output o --jobs", "--jobs needs a value"),
+        ("dataset run --prompts p --output o extra", "'extra' belongs to no option"),
+        ("dataset plan --prompts nowhere.txt --output o", "nowhere.txt"),
+        ("dataset plan --prompts p --output o --config nowhere.yaml", "'nowhere.yaml' does not exist"),
+        ("dataset status", "the following arguments are required: --output"),
+        ("dataset status --output nowhere --jobs 2", "unrecognized arguments: --jobs 2"),
+        ("dataset status --output nowhere", "holds no run yet"),
+        ("dataset publish --output nowhere", "holds no run yet"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, monkeypatch, tmp_path, line, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(line.split()) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.iterdir()), "nothing was made"
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="holds no run"):
+        run(["dataset", "status", "--output", "/nowhere", "--debug"])
+
+
+def test_keys_come_in_both_spellings():
+    parsed = parse_keys(["--jobs=2", "--sampling.negative_prompt", "-- a = b", "--video.crf", "3"])
+    assert parsed == {"jobs": "2", "sampling.negative_prompt": "-- a = b", "video.crf": "3"}
+
+
+def test_plan_counts_and_changes_nothing(capsys, tmp_path, write_prompts):
+    line = ["dataset", "plan", "--prompts", write_prompts(5), "--output", str(tmp_path / "out"), "--json"]
+    assert run([*line, "--repeats", "2"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["samples"], plan["new"], plan["rejected"]) == (10, 10, 0)
+    assert {phase: counts["missing"] for phase, counts in plan["phases"].items()} == {
+        "encode": 6,
+        "denoise": 10,
+        "decode": 10,
+    }
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("prefect_harness")
+def test_status_and_publish_tell_by_exit_code(capsys, tmp_path, jobs, write_prompts):
+    output = str(tmp_path / "out")
+    config = RunConfig(prompts=write_prompts(3), output=output)
+    generate_dataset(config)
+    capsys.readouterr()
+    assert run(["dataset", "status", "--output", output, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["phases"]["decode"]["done"] == 3
+    assert run(["dataset", "publish", "--output", output]) == 0
+    assert "3 videos in" in capsys.readouterr().out
+    next((tmp_path / "out" / "decode").rglob("*.mp4")).unlink()
+    assert run(["dataset", "status", "--output", output]) == 3
+    assert "2 of 3 done, 1 missing" in capsys.readouterr().out
+    jobs.bad_ids = {path.stem for path in (tmp_path / "out" / "denoise").rglob("*.safetensors")}
+    assert generate_dataset(config)["exit_code"] == 2
+    assert run(["dataset", "status", "--output", output]) == 2
