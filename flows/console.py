@@ -134,7 +134,7 @@ def show_status(status: Mapping[str, Any]) -> None:
 
 def show_published(published: Mapping[str, Any]) -> None:
     """Where the data set is."""
-    print(f"{published['num_rows']} videos in {published['output']}")
+    print(f"{published['num_rows']} videos in {published['output']}: the files under decode/, their table in data/")
     if published["contact_sheet"]:
         print(f"contact sheet: {published['contact_sheet']}")
 

@@ -25,7 +25,7 @@ from fastvideo.v1.logger import init_logger
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker.failures import Preempted
 from fastvideo.v1.worker.gpu_worker import GPUWorker
-from fastvideo.v1.worker.phase_jobs import PHASE_JOBS, InputMissing, JobSettings, PhaseJob, Product
+from fastvideo.v1.worker.phase_jobs import PHASE_JOBS, InputDamaged, InputMissing, JobSettings, PhaseJob, Product
 from fastvideo.v1.worker.process import die_with_parent
 
 logger = init_logger(__name__)
@@ -73,6 +73,8 @@ class StageJob:
                 continue
             try:
                 pairs.append((item, self.job.fetch(item)))
+            except InputDamaged as damaged:
+                self._count("damaged", item.id, reason=str(damaged))
             except InputMissing as missing:
                 self._count("skipped", item.id, reason=f"its input is missing: {missing}")
         return pairs
@@ -135,7 +137,7 @@ def run_stage_job(run: Run, phase: Phase, shard: str, worker: GPUWorker, setting
     with LedgerWriter(run, phase) as ledger:
         stage = StageJob(job, ledger)
         stage.run(groups)
-    counts = {name: stage.counts[name] for name in ("committed", "skipped", "failed")}
+    counts = {name: stage.counts[name] for name in ("committed", "skipped", "failed", "damaged")}
     emit("done", phase=phase, rank=worker.rank, seconds=round(time.monotonic() - started, 3), **counts)
 
 

@@ -1,7 +1,7 @@
 """One job class a phase."""
 
 from fastvideo.v1.pipelines.phase import Phase
-from fastvideo.v1.worker.phase_jobs.base import InputMissing, JobSettings, PhaseJob, Product
+from fastvideo.v1.worker.phase_jobs.base import InputDamaged, InputMissing, JobSettings, PhaseJob, Product
 from fastvideo.v1.worker.phase_jobs.decode import DecodeJob
 from fastvideo.v1.worker.phase_jobs.denoise import DenoiseJob
 from fastvideo.v1.worker.phase_jobs.encode import EncodeJob
@@ -12,4 +12,4 @@ PHASE_JOBS: dict[Phase, type[PhaseJob]] = {
     Phase.DECODE: DecodeJob,
 }
 
-__all__ = ["PHASE_JOBS", "InputMissing", "JobSettings", "PhaseJob", "Product"]
+__all__ = ["PHASE_JOBS", "InputDamaged", "InputMissing", "JobSettings", "PhaseJob", "Product"]

@@ -26,6 +26,10 @@ class InputMissing(Exception):
     """What an item is made from is not there: an earlier phase failed on it, or has yet to make it again."""
 
 
+class InputDamaged(InputMissing):
+    """It was there, but not what had been written; it has been put aside."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobSettings:
     """How the work is done; none of these changes a result."""
@@ -105,7 +109,7 @@ class PhaseJob(ABC):
             raise InputMissing(path) from None
         except DamagedObject as error:
             aside = self.run.objects.set_aside(path)
-            raise InputMissing(f"{error}; put aside at {aside}, to be made again") from None
+            raise InputDamaged(f"{error}; put aside at {aside}, to be made again") from None
 
 
 class SampleJob(PhaseJob):
