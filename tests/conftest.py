@@ -8,6 +8,8 @@ import torch
 
 from fastvideo.data import EMBEDDED_MODEL, PROMPT_LISTS
 
+pytest_plugins = ["tests.s3_servers"]
+
 
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> str:
