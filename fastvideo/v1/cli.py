@@ -2,7 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 
 from fastvideo.data import EMBEDDED_MODEL
@@ -30,13 +32,29 @@ def _generate(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.video_generator import VideoGenerator
 
     sampling = {field.name: getattr(options, field.name) for field in fields(SamplingOverrides)}
-    result = VideoGenerator.from_pretrained(options.model).generate_video(options.prompt, options.output, **sampling)
+    generator = VideoGenerator.from_pretrained(options.model)
+    with _step_bar() as on_step:
+        result = generator.generate_video(options.prompt, options.output, on_step=on_step, **sampling)
     if options.json:
         print(json.dumps({"path": result.path, "shape": list(result.frames.shape), "timings": result.timings}))
     else:
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in result.timings.items() if value >= 0.01)
         print(f"{result.path}: {len(result.frames)} frames ({seconds})")
     return 0
+
+
+@contextmanager
+def _step_bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of denoising steps on a terminal; elsewhere nothing, since one video takes one line."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("denoising", total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:

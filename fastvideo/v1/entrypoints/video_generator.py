@@ -1,5 +1,6 @@
 """One process that makes videos interactively: every phase loaded, one call a video."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -36,8 +37,15 @@ class VideoGenerator:
         worker.load()
         return cls(worker)
 
-    def generate_video(self, prompt: str, output_path: str | None = None, **sampling: Any) -> VideoResult:
-        """Makes one video, and writes it to ``output_path`` (mp4) if given.
+    def generate_video(
+        self,
+        prompt: str,
+        output_path: str | None = None,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        **sampling: Any,
+    ) -> VideoResult:
+        """Makes one video, and writes it to ``output_path`` (mp4) if given; ``on_step`` hears of (steps done, of all).
 
         ``sampling`` are the fields of :class:`SamplingParams`; those left out have the model's defaults. The same seed
         starts from the same noise as diffusers does with ``torch.Generator("cpu").manual_seed(seed)``.
@@ -47,6 +55,8 @@ class VideoGenerator:
         params = self.worker.pipeline.sampling_defaults().with_overrides(**sampling)
         batch = ForwardBatch(prompt=[prompt], seeds=[params.seed], sampling=params)
         context = ForwardContext()
+        if on_step is not None:
+            context.on_step = lambda state: on_step(state.step_index, params.num_inference_steps)
         batch = self.worker.execute_forward(batch, context)
         assert batch.frames is not None, "the decode phase leaves frames"
         frames = batch.frames[0]
