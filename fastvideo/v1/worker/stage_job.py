@@ -94,6 +94,7 @@ class StageJob:
         tries = self.job.settings.tries
         for attempt in range(1, tries + 1):
             try:
+                self.job.clean_up(item)  # a state saved on the way to a failure leads there again
                 inputs = self.job.fetch(item)  # anew: a failed call may have left its mark on the first
                 yield item, next(self.job.make([item], [inputs]))
                 return
@@ -102,6 +103,7 @@ class StageJob:
             except SAMPLE_ERRORS as error:
                 logger.warning("%s failed, attempt %d of %d: %s", item.id, attempt, tries, error)
                 if attempt == tries:
+                    self.job.clean_up(item)
                     self._record_failure(item, error)
 
     def _record_failure(self, item: Any, error: Exception) -> None:
