@@ -80,31 +80,33 @@ class StageJob:
         return pairs
 
     def _make(self, pairs: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Product]]:
-        """The products of one group; items of a group that fails on its own account are tried again, one by one."""
-        if not pairs:
-            return []
-        items, inputs = zip(*pairs, strict=True)
-        try:
-            return list(zip(items, self.job.make(items, inputs), strict=True))
-        except StoreMisconfigured:
-            raise
-        except SAMPLE_ERRORS:
-            return [made for pair in pairs for made in self._retry(pair)]
+        """The products of one group; items of a group that fails on its own account are then tried one by one."""
+        if len(pairs) > 1:
+            items, inputs = zip(*pairs, strict=True)
+            try:
+                return list(zip(items, self.job.make(items, inputs), strict=True))
+            except StoreMisconfigured:
+                raise
+            except SAMPLE_ERRORS as error:
+                logger.warning("a group of %d failed, so each is tried alone: %s", len(pairs), error)
+        return [made for item, inputs in pairs for made in self._try(item, inputs)]
 
-    def _retry(self, pair: tuple[Any, Any]) -> Iterator[tuple[Any, Product]]:
-        item = pair[0]
+    def _try(self, item: Any, inputs: Any) -> Iterator[tuple[Any, Product]]:
+        """The product of one item, or none once it is out of tries and on record."""
         tries = self.job.settings.tries
         for attempt in range(1, tries + 1):
             try:
-                inputs = self.job.fetch(item)  # anew: a failed call may have left its mark on the first
                 yield item, next(self.job.make([item], [inputs]))
                 return
             except StoreMisconfigured:
                 raise
             except SAMPLE_ERRORS as error:
                 logger.warning("%s failed, attempt %d of %d: %s", item.id, attempt, tries, error)
+                self.job.clean_up(item)  # a state saved on the way to a failure leads there again
                 if attempt == tries:
                     self._record_failure(item, error)
+                else:
+                    inputs = self.job.fetch(item)  # anew: a failed call may have left its mark on the first
 
     def _record_failure(self, item: Any, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
