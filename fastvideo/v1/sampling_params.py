@@ -1,7 +1,7 @@
 """What holds for one request: canvas, length, steps, guidance, seed."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from fastvideo.v1.fastvideo_args import setting
 
@@ -11,7 +11,8 @@ class SamplingParams:
     """One request, every value decided.
 
     ``height`` and ``width`` are pixels, ``num_frames`` pixel frames, ``fps`` frames a second.
-    ``flow_shift`` None keeps the value of the checkpoint's scheduler config.
+    ``flow_shift`` None keeps the value of the checkpoint's scheduler config. With ``guidance_mode`` ``embedded`` the
+    model was distilled to take ``guidance_scale`` as an input, and there is no negative prompt.
     """
 
     height: int = 480
@@ -20,6 +21,7 @@ class SamplingParams:
     fps: int = 16
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
+    guidance_mode: Literal["classifier_free", "embedded"] = "classifier_free"
     flow_shift: float | None = None
     seed: int = 0
     negative_prompt: str = ""
@@ -31,6 +33,15 @@ class SamplingParams:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} must lie in [0, 2**32); taken modulo 2**32 it is {self.seed % 2**32}")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether each step also runs the model on the negative prompt."""
+        return self.guides_at(self.guidance_scale)
+
+    def guides_at(self, guidance_scale: float) -> bool:
+        """:attr:`is_guided`, were the scale ``guidance_scale``."""
+        return self.guidance_mode == "classifier_free" and guidance_scale > 1.0
 
     def with_overrides(self, **values: Any) -> Self:
         """A copy in which each value given (and not None) replaces ours; an unknown name raises ``ValueError``."""

@@ -116,7 +116,7 @@ class _Planner:
         self.requested[packed] = count + 1
         if count or packed in self._log:
             return
-        is_guided = overrides.get("guidance_scale", sampling.guidance_scale) > 1
+        is_guided = sampling.guides_at(overrides.get("guidance_scale", sampling.guidance_scale))
         self._log.append(
             packed,
             id=id,

@@ -31,7 +31,8 @@ class Model(nn.Module):
     ``packed_modules`` maps a merged layer to the checkpoint's separate ones, in order. ``renamed_keys`` are
     replacements within the checkpoint's names, made one after another. ``ignored_keys`` are suffixes that a
     checkpoint may have and the model does not need. ``float32_modules`` are names that stay in float32 whatever the
-    model's dtype.
+    model's dtype. ``attends_text_padding`` says whether a transformer was trained to see the zeros after a text; one
+    that was not gets its text without them.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -39,6 +40,7 @@ class Model(nn.Module):
     renamed_keys: ClassVar[dict[str, str]] = {}
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     float32_modules: ClassVar[tuple[str, ...]] = ()
+    attends_text_padding: ClassVar[bool] = True
 
     def __init__(self, config: Any) -> None:
         super().__init__()

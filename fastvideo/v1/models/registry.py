@@ -7,8 +7,13 @@ from importlib import import_module
 from typing import Any
 
 _MODELS = {
+    "HunyuanVideoTransformer3DModel": "fastvideo.v1.models.dits.hunyuan:HunyuanVideoTransformer3DModel",
     "WanTransformer3DModel": "fastvideo.v1.models.dits.wan:WanTransformer3DModel",
     "AutoencoderKLWan": "fastvideo.v1.models.vaes.wan:AutoencoderKLWan",
+    "AutoencoderKLHunyuanVideo": "fastvideo.v1.models.vaes.hunyuan:AutoencoderKLHunyuanVideo",
+    "CLIPTextModel": "fastvideo.v1.models.encoders.clip_text:CLIPTextModel",
+    "CLIPVisionModel": "fastvideo.v1.models.encoders.clip_vision:CLIPVisionModel",
+    "LlamaModel": "fastvideo.v1.models.encoders.llama:LlamaModel",
     "UMT5EncoderModel": "fastvideo.v1.models.encoders.umt5:UMT5EncoderModel",
     "UniPCMultistepScheduler": "fastvideo.v1.models.schedulers.unipc:UniPCMultistepScheduler",
     "FlowMatchEulerDiscreteScheduler": (

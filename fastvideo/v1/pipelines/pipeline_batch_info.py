@@ -22,6 +22,7 @@ class ForwardBatch:
     prompt: list[str] = field(default_factory=list)
     negative_prompt: list[str] | None = None  # None: sampling.negative_prompt for every sample
     seeds: list[int] = field(default_factory=list)
+    image: list[torch.Tensor] | None = None  # uint8 [h, w, 3] each, of any size; image-to-video only
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
     # encode
@@ -30,6 +31,9 @@ class ForwardBatch:
     negative_prompt_embeds: torch.Tensor | None = None  # as prompt_embeds, with guidance only
     negative_prompt_mask: torch.Tensor | None = None
     pooled_prompt_embeds: torch.Tensor | None = None  # [b, e]: CLIPTextEncodingStage
+    negative_pooled_prompt_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None  # [b, l, e]: ImageEncodingStage
+    image_latents: torch.Tensor | None = None  # [b, c, t, h, w] float32: ImageLatentStage
 
     # denoise
     timesteps: torch.Tensor | None = None  # [steps]: TimestepPreparationStage
@@ -48,4 +52,4 @@ class ForwardBatch:
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self.sampling.guidance_scale > 1.0
+        return self.sampling.is_guided

@@ -1,6 +1,6 @@
 """The loop in which nearly all time is spent."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -9,6 +9,14 @@ from fastvideo.v1.forward_context import get_forward_context
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.stages.base import PipelineStage
+
+
+class Condition(NamedTuple):
+    """What one call of the transformer is conditioned on, besides the timestep."""
+
+    text: torch.Tensor | list[torch.Tensor]
+    image: torch.Tensor | None
+    guidance: torch.Tensor | None
 
 
 class DenoisingStage(PipelineStage):
@@ -38,7 +46,7 @@ class DenoisingStage(PipelineStage):
         assert batch.timesteps is not None and batch.latents is not None
         context = get_forward_context()
         dtype = self.transformer.dtype
-        branches = self._text_branches(batch, dtype)
+        branches = self._branches(batch)
         if batch.scheduler_state is not None:
             self.scheduler.load_state_dict(batch.scheduler_state)
         for index in range(batch.step_index, len(batch.timesteps)):
@@ -58,19 +66,42 @@ class DenoisingStage(PipelineStage):
             raise FloatingPointError("denoising gave NaN or infinite latents; try float32, or another seed or guidance")
 
     def _predict(
-        self, batch: ForwardBatch, latents: torch.Tensor, timestep: torch.Tensor, branches: list[torch.Tensor]
+        self, batch: ForwardBatch, latents: torch.Tensor, timestep: torch.Tensor, branches: list[Condition]
     ) -> torch.Tensor:
         """The guided flow, float32 ``[b, c, t, h, w]``."""
-        conditional, *rest = (self.transformer(latents, text, timestep).float() for text in branches)
+        conditional, *rest = (
+            self.transformer(latents, branch.text, timestep, branch.image, branch.guidance).float()
+            for branch in branches
+        )
         if not rest:
             return conditional
         (unconditional,) = rest
         return unconditional + batch.sampling.guidance_scale * (conditional - unconditional)
 
-    def _text_branches(self, batch: ForwardBatch, dtype: torch.dtype) -> list[torch.Tensor]:
-        assert batch.latents is not None and batch.prompt_embeds is not None
-        embeds = [batch.prompt_embeds]
-        if batch.do_classifier_free_guidance:
-            assert batch.negative_prompt_embeds is not None
-            embeds.append(batch.negative_prompt_embeds)
-        return [embed.to(batch.latents.device, dtype) for embed in embeds]
+    def _branches(self, batch: ForwardBatch) -> list[Condition]:
+        """What the transformer is to follow, then what it is to avoid if the request is guided."""
+        assert batch.latents is not None
+        device, dtype = batch.latents.device, self.transformer.dtype
+        guidance = None
+        if batch.sampling.guidance_mode == "embedded":
+            guidance = torch.full((len(batch.latents),), 1000.0 * batch.sampling.guidance_scale, device=device)
+        image = None if batch.image_embeds is None else batch.image_embeds.to(device, dtype)
+        prefixes = ("", "negative_") if batch.do_classifier_free_guidance else ("",)
+        return [Condition(self._text(batch, prefix, device, dtype), image, guidance) for prefix in prefixes]
+
+    def _text(
+        self, batch: ForwardBatch, prefix: str, device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """Text embeddings as this transformer takes them, with those of a second, pooling encoder if there is one."""
+        embeds, mask = getattr(batch, f"{prefix}prompt_embeds"), getattr(batch, f"{prefix}prompt_mask")
+        if not self.transformer.attends_text_padding and mask is not None:
+            lengths = mask.sum(dim=1).unique().tolist()
+            if len(lengths) > 1:
+                raise ValueError(
+                    f"texts of {', '.join(map(str, lengths))} tokens cannot share a batch of this model; denoise "
+                    "samples one at a time"
+                )
+            embeds = embeds[:, : lengths[0]]
+        pooled = getattr(batch, f"{prefix}pooled_prompt_embeds")
+        text = embeds.to(device, dtype)
+        return text if pooled is None else [text, pooled.to(device, dtype)]
