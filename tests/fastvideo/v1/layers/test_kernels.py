@@ -11,7 +11,7 @@ from fastvideo.v1.layers.modulation import (
     residual_modulated_norm,
 )
 from fastvideo.v1.layers.norms import LayerNorm, RMSNorm
-from fastvideo.v1.layers.qk_norm import QKNormRotary
+from fastvideo.v1.layers.qk_norm import HeadQKNorm, QKNormRotary, join_streams
 from fastvideo.v1.layers.rotary import apply_rotary, rotary_tables
 from fastvideo.v1.models.vaes.causal_conv import CausalConv3d, FrameCache
 from fastvideo.v1.models.vaes.wan import ChannelRMSNorm, add_bias_residual, norm_silu_conv
@@ -73,6 +73,26 @@ def test_norm_and_rotation_of_queries_and_keys(b, grid, heads, head_size):
         even, odd = exact.unflatten(-1, (-1, 2)).unbind(-1)
         exact = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
         assert distance(out, exact) < ONE_ROUNDING
+
+
+@pytest.mark.parametrize(("b", "heads", "head_size"), [(1, 24, 128), (2, 3, 64)])
+@pytest.mark.parametrize("num_text", [0, 5])
+def test_norm_over_heads_and_rotation_of_joined_streams(b, heads, head_size, num_text):
+    grid = (3, 5, 7)
+    tables = rotary_tables(grid, (head_size // 2, head_size // 4, head_size // 4), 256.0, torch.device("cuda", 0))
+    streams = []
+    for tokens, rotary in ((grid[0] * grid[1] * grid[2] + 2, tables), (num_text, None)):
+        norm = HeadQKNorm(head_size, 1e-6).cuda().bfloat16()
+        norm.weight.data.normal_(1, 0.3)
+        streams += [(random(b, tokens, 3 * heads * head_size), norm, rotary)] if tokens else []
+    exact = join_streams([(qkv.double().cpu(), norm.double().cpu(), _on_cpu(rotary)) for qkv, norm, rotary in streams])
+    ours = join_streams([(qkv, norm.cuda().bfloat16(), rotary) for qkv, norm, rotary in streams])
+    for out, expected in zip(ours, exact, strict=True):
+        assert distance(out, expected.cuda()) < ONE_ROUNDING
+
+
+def _on_cpu(tables):
+    return None if tables is None else tuple(table.cpu() for table in tables)
 
 
 def test_rms_norm_reads_a_strided_half():
