@@ -146,17 +146,23 @@ def flex_blocks(
 
 @lru_cache(maxsize=64)
 def _flex_mask(layout: TileLayout, windows: tuple[Size3, ...]) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import BlockMask
 
     seen = torch.stack([blocks_seen(layout, window) for window in windows])
-    is_real, size = layout.is_real, len(layout.is_real)
+    is_real, size, num_blocks = layout.is_real, len(layout.is_real), len(layout.tile_of_block)
 
     def mask_mod(
         batch: torch.Tensor, head: torch.Tensor, query_index: torch.Tensor, key_index: torch.Tensor
     ) -> torch.Tensor:
         return seen[head, query_index // BLOCK, key_index // BLOCK] & is_real[key_index]
 
-    return create_block_mask(mask_mod, None, len(windows), size, size, device=str(is_real.device))
+    lists = block_lists(layout, windows)
+    partial, full = (
+        torch.nn.functional.pad(blocks, (0, num_blocks - blocks.shape[-1]))[None]
+        for blocks in (lists.partial_blocks, lists.full_blocks)
+    )
+    counts = lists.partial_count[None], lists.full_count[None]
+    return BlockMask.from_kv_blocks(counts[0], partial, counts[1], full, BLOCK, mask_mod, (size, size))
 
 
 @cache

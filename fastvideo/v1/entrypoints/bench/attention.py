@@ -47,12 +47,12 @@ def bench_attention(workload: str, cases: list[str], rounds: int, device_choice:
     layout = tile_layout(grid, num_text, device)
     tokens = grid[0] * grid[1] * grid[2] + num_text
     query, key, value = (torch.randn(1, tokens, num_heads, HEAD_SIZE, device=device).bfloat16() for _ in range(3))
-    tiled = tuple(x[:, layout.source] for x in (query, key, value))
+    tiled = (query[:, layout.source], key[:, layout.source], value[:, layout.source])
     scale = HEAD_SIZE**-0.5
     runs: dict[str, Callable[[], torch.Tensor]] = {
         "sliding": lambda: sliding_tile_attention(query, key, value, layout, windows, scale),
-        "sliding+kernel": lambda: sparse_flash_blocks(*tiled, layout=layout, windows=windows, softmax_scale=scale),
-        "flex+kernel": lambda: flex_blocks(*tiled, layout=layout, windows=windows, softmax_scale=scale),
+        "sliding+kernel": lambda: sparse_flash_blocks(*tiled, layout, windows, scale),
+        "flex+kernel": lambda: flex_blocks(*tiled, layout, windows, scale),
     }
     for name, backend in (("flash", _Backend.FLASH_ATTN), ("sdpa", _Backend.TORCH_SDPA)):
         if name in cases:
@@ -61,7 +61,7 @@ def bench_attention(workload: str, cases: list[str], rounds: int, device_choice:
             runs[name] = lambda layer=layer: layer(query, key, value)  # type: ignore[misc]
     chosen = {case: runs[case] for case in cases}
     with torch.inference_mode():
-        expected = flex_blocks(*tiled, layout=layout, windows=windows, softmax_scale=scale)[:, layout.place].float()
+        expected = flex_blocks(*tiled, layout, windows, scale)[:, layout.place].float()
         error = float((runs["sliding"]().float() - expected).norm() / expected.norm())
         for run in chosen.values():
             run(), run()
