@@ -28,7 +28,6 @@ from fastvideo.v1.models.vaes.tiling import TileGrid, process_spans, process_til
 # Tiles of 256 pixels every 192, spans of 16 frames every 12, as diffusers has them.
 _TILE_PIXELS, _TILE_STRIDE_PIXELS = 256, 192
 _SPAN_FRAMES, _SPAN_STRIDE_FRAMES = 16, 12
-_EPS = 1e-6
 
 Scale = tuple[int, int, int]
 
@@ -74,6 +73,17 @@ class HunyuanVAEConfig(ModelConfig):
         return [(2 if last - 2 <= level < last else 1, space[level], space[level]) for level in range(last + 1)]
 
 
+class GroupNorm(nn.GroupNorm):
+    """A group norm over channels-last maps ``[b c t h w]``."""
+
+    def __init__(self, num_groups: int, num_channels: int) -> None:
+        super().__init__(num_groups, num_channels, eps=1e-6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # PyTorch's own channels-last kernel for CPUs adds up in float32 one by one, 500 times less exact on large maps.
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last_3d)
+
+
 class ReplicateConv3d(nn.Conv3d):
     """A 3x3x3 convolution that sees no later frame: ``[b i t h w] -> [b o t h w]``, or another size.
 
@@ -98,21 +108,31 @@ def replicate(x: torch.Tensor, scale: Scale = (1, 1, 1)) -> torch.Tensor:
 
     ``[b c t h w] -> [b c 2+T 2+Sh 2+Sw]``; twice the frames means ``T = 2t-1``: the first stays single.
     """
-    t, h, w = x.shape[2:]
-    frames = torch.arange(-2, scale[0] * (t - 1) + 1, device=x.device).clamp_(0).add_(scale[0] - 1) // scale[0]
+    if _has_kernels(x):
+        from fastvideo.v1.layers.kernels import group_norm
+
+        return group_norm.replicate(x, scale, None)
+    frames = torch.arange(-2, scale[0] * (x.shape[2] - 1) + 1, device=x.device).clamp_(0).add_(scale[0] - 1) // scale[0]
     rows, columns = (
         torch.arange(-1, factor * size + 1, device=x.device).clamp_(0, factor * size - 1) // factor
-        for factor, size in zip(scale[1:], (h, w), strict=True)
+        for factor, size in zip(scale[1:], x.shape[3:], strict=True)
     )
     return x.movedim(1, -1)[:, frames[:, None, None], rows[:, None], columns].movedim(-1, 1)
 
 
-def norm_silu_conv(
-    x: torch.Tensor, bias: torch.Tensor | None, norm: nn.GroupNorm, conv: ReplicateConv3d
-) -> torch.Tensor:
+def norm_silu_conv(x: torch.Tensor, bias: torch.Tensor | None, norm: GroupNorm, conv: ReplicateConv3d) -> torch.Tensor:
     """``conv(silu(norm(x + bias)))`` without ``conv``'s own bias."""
+    if _has_kernels(x):
+        from fastvideo.v1.layers.kernels import group_norm
+
+        affine = group_norm.group_affine(x, bias, norm.weight, norm.bias, norm.num_groups, norm.eps)
+        return convolve(conv, group_norm.replicate(x, (1, 1, 1), affine), None)
     y = F.silu(norm(x if bias is None else x + bias.view(-1, 1, 1, 1)), inplace=True)
     return convolve(conv, replicate(y), None)
+
+
+def _has_kernels(x: torch.Tensor) -> bool:
+    return x.is_cuda and x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 class ResidualBlock(nn.Module):
@@ -120,9 +140,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, num_groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(num_groups, in_channels, eps=_EPS)
+        self.norm1 = GroupNorm(num_groups, in_channels)
         self.conv1 = ReplicateConv3d(in_channels, out_channels)
-        self.norm2 = nn.GroupNorm(num_groups, out_channels, eps=_EPS)
+        self.norm2 = GroupNorm(num_groups, out_channels)
         self.conv2 = ReplicateConv3d(out_channels, out_channels)
         self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
@@ -137,7 +157,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, num_channels: int, num_groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(num_groups, num_channels, eps=_EPS)
+        self.group_norm = GroupNorm(num_groups, num_channels)
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(num_channels, num_channels) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -197,7 +217,7 @@ class Encoder(nn.Module):
             resample = ReplicateConv3d(o, o, stride=scale) if max(scale) > 1 else None
             self.down_blocks.append(Level(i, o, config.layers_per_block, num_groups, resample))
         self.mid_block = MidBlock(channels[-1], num_groups)
-        self.conv_norm_out = nn.GroupNorm(num_groups, channels[-1], eps=_EPS)
+        self.conv_norm_out = GroupNorm(num_groups, channels[-1])
         self.conv_out = ReplicateConv3d(channels[-1], 2 * config.latent_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -221,7 +241,7 @@ class Decoder(nn.Module):
         for (i, o), scale in zip(pairwise((channels[0], *channels)), config.level_scales(), strict=True):
             resample = ReplicateConv3d(o, o, enlarge=scale) if max(scale) > 1 else None
             self.up_blocks.append(Level(i, o, config.layers_per_block + 1, num_groups, resample))
-        self.conv_norm_out = nn.GroupNorm(num_groups, channels[-1], eps=_EPS)
+        self.conv_norm_out = GroupNorm(num_groups, channels[-1])
         self.conv_out = ReplicateConv3d(channels[-1], config.out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
