@@ -27,9 +27,9 @@ def convolve(conv: nn.Conv3d, x: torch.Tensor, bias: torch.Tensor | None) -> tor
 
 
 def add_bias_residual(x: torch.Tensor, bias: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """``x + bias + y``, in place of ``x``; all ``[b c t h w]`` but ``bias``, which is ``[c]``."""
+    """``x + bias + y``, rounded once; all ``[b c t h w]`` but ``bias``, which is ``[c]``. ``x`` may be overwritten."""
     if x.is_cuda and all(z.is_contiguous(memory_format=torch.channels_last_3d) for z in (x, y)):
         from fastvideo.v1.layers.kernels import channel_norm
 
         return channel_norm.add_bias_residual(x, bias, y)
-    return x.add_(bias.view(-1, 1, 1, 1)).add_(y)
+    return x.copy_((x.float() + bias.view(-1, 1, 1, 1)).add_(y))

@@ -74,14 +74,16 @@ class HunyuanVAEConfig(ModelConfig):
 
 
 class GroupNorm(nn.GroupNorm):
-    """A group norm over channels-last maps ``[b c t h w]``."""
+    """A group norm over all frames and pixels: ``[b c t h w] -> [b c t h w]``, the result in float32."""
 
     def __init__(self, num_groups: int, num_channels: int) -> None:
         super().__init__(num_groups, num_channels, eps=1e-6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # PyTorch's own channels-last kernel for CPUs adds up in float32 one by one, 500 times less exact on large maps.
-        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last_3d)
+        # Contiguous, because PyTorch's channels-last kernel for CPUs adds up in float32 number after number: over a
+        # large map its result is 500 times less exact.
+        x = x.float().contiguous()
+        return F.group_norm(x, self.num_groups, self.weight.float(), self.bias.float(), self.eps)
 
 
 class ReplicateConv3d(nn.Conv3d):
@@ -127,7 +129,8 @@ def norm_silu_conv(x: torch.Tensor, bias: torch.Tensor | None, norm: GroupNorm, 
 
         affine = group_norm.group_affine(x, bias, norm.weight, norm.bias, norm.num_groups, norm.eps)
         return convolve(conv, group_norm.replicate(x, (1, 1, 1), affine), None)
-    y = F.silu(norm(x if bias is None else x + bias.view(-1, 1, 1, 1)), inplace=True)
+    y = norm(x if bias is None else x.float() + bias.view(-1, 1, 1, 1))
+    y = F.silu(y, inplace=True).to(x.dtype, memory_format=torch.channels_last_3d)
     return convolve(conv, replicate(y), None)
 
 
@@ -162,7 +165,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         _, _, t, h, w = x.shape
-        tokens = rearrange(self.group_norm(x), "b c t h w -> b 1 (t h w) c")
+        tokens = rearrange(self.group_norm(x).to(x.dtype), "b c t h w -> b 1 (t h w) c")
         query, key, value = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
         # Frame by frame instead of a mask: nothing of the size of tokens x tokens, and no work on what it would hide.
         seen = range(h * w, (t + 1) * h * w, h * w)

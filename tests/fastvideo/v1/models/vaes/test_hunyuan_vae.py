@@ -139,8 +139,8 @@ def test_bfloat16_is_as_exact_as_diffusers(vae, reference, rms_error):
     truth = [decoded(reference, raw) for raw in inputs]
     vae.bfloat16()
     reference.bfloat16()
-    ours = statistics.median(rms_error(vae.decode(vae.normalize(raw)), x) for raw, x in zip(inputs, truth, strict=True))
-    theirs = statistics.median(
+    ours = statistics.fmean(rms_error(vae.decode(vae.normalize(raw)), x) for raw, x in zip(inputs, truth, strict=True))
+    theirs = statistics.fmean(
         rms_error(decoded(reference, raw.bfloat16()), x) for raw, x in zip(inputs, truth, strict=True)
     )
     print(f"bf16 RMS error: ours {ours:.2e}, diffusers {theirs:.2e}")
@@ -152,8 +152,8 @@ def test_bfloat16_encode_is_as_exact_as_diffusers(vae, reference, rms_error):
     truth = [reference.encode(video).latent_dist.mode() for video in inputs]
     vae.bfloat16()
     reference.bfloat16()
-    ours = statistics.median(rms_error(vae.encode_moments(x)[0], y) for x, y in zip(inputs, truth, strict=True))
-    theirs = statistics.median(
+    ours = statistics.fmean(rms_error(vae.encode_moments(x)[0], y) for x, y in zip(inputs, truth, strict=True))
+    theirs = statistics.fmean(
         rms_error(reference.encode(x.bfloat16()).latent_dist.mode(), y) for x, y in zip(inputs, truth, strict=True)
     )
     print(f"bf16 RMS error: ours {ours:.2e}, diffusers {theirs:.2e}")
