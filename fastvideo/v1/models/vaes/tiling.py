@@ -81,7 +81,7 @@ def process_spans(
             span = span[:, :, 1:]
             _fade_in(span, seam, dim=-3)
             ready = span[:, :, : target.stride]
-        # Copied, so that the span is freed and its frames may be changed by whoever takes them.
+        # Copied, because whoever takes the frames may change them.
         seam = span[:, :, -target.overlap :].clone()
         yield ready
 

@@ -160,6 +160,24 @@ def test_bfloat16_encode_is_as_exact_as_diffusers(vae, reference, rms_error):
     assert ours <= 1.1 * theirs
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_it_is_as_exact_as_diffusers(vae, reference, rms_error, dtype):
+    raw, video = torch.randn(1, 16, 7, 6, 40), random_video(1, 17, 48, 32)
+    frames, mean = decoded(reference, raw), reference.encode(video).latent_dist.mode()
+    vae.to("cuda", dtype)
+    reference.to("cuda", dtype)
+    raw, video = raw.cuda(), video.cuda()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for ours, theirs, truth in (
+            (vae.decode(vae.normalize(raw)), decoded(reference, raw.to(dtype)), frames),
+            (vae.encode_moments(video)[0], reference.encode(video.to(dtype)).latent_dist.mode(), mean),
+        ):
+            limit = TOLERANCE if dtype == torch.float32 else 1.1 * rms_error(theirs.cpu(), truth)
+            assert rms_error(ours.cpu(), truth) < limit
+
+
 def test_a_frame_count_other_than_4k_plus_1_names_the_nearest(vae):
     with pytest.raises(ValueError, match=r"num_frames=16 must be 4k\+1 .*: 13, 17"):
         vae.encode(random_video(1, 16, 16, 16))
