@@ -33,4 +33,7 @@ class FastVideoArgs:
     attention_backend: Backend | None = setting(
         None, "Attention backend; without it FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed"
     )
-    vae_tiling: bool = setting(False, "Decode in overlapping spatial tiles: less memory, small blending differences")
+    vae_tiling: bool | None = setting(
+        None,
+        "Decode in overlapping spatial tiles: less memory, small blending differences; without it as the model needs",
+    )

@@ -9,6 +9,7 @@ from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
 _PIPELINES = {
+    "HunyuanVideoPipeline": "fastvideo.v1.pipelines.hunyuan:HunyuanVideoPipeline",
     "WanPipeline": "fastvideo.v1.pipelines.wan:WanPipeline",
 }
 
