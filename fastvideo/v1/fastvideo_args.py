@@ -30,6 +30,9 @@ class FastVideoArgs:
     text_encoder_precision: Precision = setting("auto", "Data type of the text encoders")
     vae_precision: Precision = setting("auto", "Data type of the VAE")
 
+    quantization: Literal["fp8"] | None = setting(
+        None, "Approximate: 8-bit matrix products in the transformer's blocks, a scale for each row"
+    )
     attention_backend: Backend | None = setting(
         None, "Attention backend; without it FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed"
     )

@@ -250,6 +250,7 @@ class HunyuanVideoTransformer3DModel(Model):
     config: HunyuanVideoTransformerConfig
     config_class = HunyuanVideoTransformerConfig
     attends_text_padding = False
+    quantized_modules = ("transformer_blocks.", "single_transformer_blocks.")
     packed_modules = {
         "to_qkv": ("to_q", "to_k", "to_v"),
         "add_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),

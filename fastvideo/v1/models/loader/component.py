@@ -45,6 +45,8 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
     dtype = component_dtype(name, args, device)
     model = build_model(resolve_model(class_name), repository.read_json(f"{name}/config.json"), device, dtype)
     load_weights(model, repository, name)
+    if name.startswith("transformer") and args.quantization is not None:
+        model.quantize()
     select_attention_backends(model, device, dtype, args.attention_backend)
     return model
 
