@@ -1,7 +1,7 @@
 """Adaptive layer norm (DiT, arXiv 2212.09748): float32 inside, the input's dtype outside.
 
 Shapes: ``x`` and ``y`` are ``[b, s, d]``; ``shift``, ``scale`` and ``gate`` are float32 ``[b, 1, d]``, or ``[b, s, d]``
-where every token has its own timestep. On a GPU each function is one Triton kernel, else plain PyTorch.
+where every token has its own. On a GPU each function is one Triton kernel, else plain PyTorch.
 """
 
 import torch
@@ -53,4 +53,5 @@ def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torc
 
 
 def _has_kernel(x: torch.Tensor, modulation: torch.Tensor) -> bool:
-    return x.is_cuda and x.is_contiguous() and modulation.shape[1] == 1
+    # A CUDA grid has no more than 65,535 rows, which are samples here, or runs of tokens with a timestep of their own.
+    return x.is_cuda and x.is_contiguous() and modulation.shape[1] == 1 and len(x) < 2**16
