@@ -14,7 +14,7 @@ from fastvideo.v1.layers.norms import LayerNorm, RMSNorm
 from fastvideo.v1.layers.qk_norm import QKNormRotary
 from fastvideo.v1.layers.rotary import apply_rotary, rotary_tables
 from fastvideo.v1.models.vaes.causal_conv import CausalConv3d, FrameCache
-from fastvideo.v1.models.vaes.wan import ChannelRMSNorm, add_bias_residual, norm_silu_conv
+from fastvideo.v1.models.vaes.wan_blocks import ChannelRMSNorm, add_bias_residual, norm_silu_conv
 
 pytestmark = [
     pytest.mark.gpu,
