@@ -14,10 +14,11 @@ logger = init_logger(__name__)
 
 ENVIRONMENT_VARIABLE = "FASTVIDEO_ATTENTION_BACKEND"
 
-# Fastest first; the last can always serve.
+# Fastest exact one first; TORCH_SDPA can always serve.
 _BACKENDS = {
     _Backend.FLASH_ATTN: "fastvideo.v1.attention.backends.flash_attn:FlashAttentionBackend",
     _Backend.TORCH_SDPA: "fastvideo.v1.attention.backends.sdpa:SDPABackend",
+    _Backend.SLIDING_TILE_ATTN: "fastvideo.v1.attention.backends.sliding_tile:SlidingTileBackend",
 }
 
 

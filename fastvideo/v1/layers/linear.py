@@ -85,26 +85,44 @@ class ColumnParallelLinear(MergedColumnParallelLinear):
         return self._group.all_gather(out, dim=-1) if self.gather_output else out
 
 
-class RowParallelLinear(LinearBase):
+class MergedRowParallelLinear(LinearBase):
+    """A linear layer over several inputs, split over each and summed over ranks: ``[..., i_k / tp], ... -> [..., o]``.
+
+    ``input_sizes`` are the inputs' full sizes; they are never concatenated.
+    """
+
+    def __init__(self, input_sizes: list[int], output_size: int, bias: bool = True) -> None:
+        super().__init__()
+        self._group = get_tp_group()
+        self.input_sizes = input_sizes
+        self.part_sizes = [self._group.shard_size(size, "input_size") for size in input_sizes]
+        self._create_parameters(sum(self.part_sizes), output_size, bias)
+
+    def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        mine = [self._group.shard(piece, dim=1) for piece in loaded.split(self.input_sizes, dim=1)]
+        copy_exactly(param.data, torch.cat(mine, dim=1))
+
+    def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        # Every rank adds its bias before the sum, so only the first holds it: a bias is counted once.
+        copy_exactly(param.data, loaded if self._group.rank == 0 else torch.zeros_like(loaded))
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        (first, weight), *rest = zip(inputs, self.weight.split(self.part_sizes, dim=1), strict=True)
+        out = F.linear(first, weight, self.bias)
+        for x, weight in rest:
+            out.flatten(0, -2).addmm_(x.flatten(0, -2), weight.t())
+        return self._group.all_reduce(out)
+
+
+class RowParallelLinear(MergedRowParallelLinear):
     """A linear layer split over its inputs, summed over ranks: ``[..., i / tp] -> [..., o]``.
 
     With ``input_is_parallel=False`` every rank passes the whole input and takes its own slice of it.
     """
 
     def __init__(self, input_size: int, output_size: int, bias: bool = True, input_is_parallel: bool = True) -> None:
-        super().__init__()
-        self._group = get_tp_group()
+        super().__init__([input_size], output_size, bias)
         self.input_is_parallel = input_is_parallel
-        self._create_parameters(self._group.shard_size(input_size, "input_size"), output_size, bias)
 
-    def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
-        copy_exactly(param.data, self._group.shard(loaded, dim=1))
-
-    def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
-        # Every rank adds its bias before the sum, so only the first holds it: a bias is counted once.
-        copy_exactly(param.data, loaded if self._group.rank == 0 else torch.zeros_like(loaded))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.input_is_parallel:
-            x = self._group.shard(x, dim=-1)
-        return self._group.all_reduce(F.linear(x, self.weight, self.bias))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x if self.input_is_parallel else self._group.shard(x, dim=-1))

@@ -1,6 +1,6 @@
 """Adaptive layer norm (DiT, arXiv 2212.09748): float32 inside, the input's dtype outside.
 
-Shapes: ``x`` and ``y`` are ``[b, s, d]``; ``shift``, ``scale`` and ``gate`` are float32 ``[b, 1, d]``, or ``[b, s, d]``
+Shapes: ``x`` and ``y`` are ``[b, s, d]``; ``shift``, ``scale`` and ``gate`` are ``[b, 1, d]``, or ``[b, s, d]``
 where every token has its own. On a GPU each function is one Triton kernel, else plain PyTorch.
 """
 
@@ -20,14 +20,19 @@ def modulated_norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, ep
 
 
 def residual_modulated_norm(
-    x: torch.Tensor, y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float
+    x: torch.Tensor,
+    y: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    eps: float,
+    gate: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x + y``, and its :func:`modulated_norm`."""
+    """``x + y``, or ``x + y * gate``, and its :func:`modulated_norm`."""
     if _has_kernel(x, shift):
         from fastvideo.v1.layers.kernels.norms import residual_norm
 
-        return residual_norm(x, y, None, scale, shift, eps, scale_offset=1.0)
-    x = x + y
+        return residual_norm(x, y, gate, scale, shift, eps, scale_offset=1.0)
+    x = x + y if gate is None else gated_residual(x, y, gate)
     return x, modulated_norm(x, shift, scale, eps)
 
 

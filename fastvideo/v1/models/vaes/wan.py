@@ -14,8 +14,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fastvideo.v1.models.base import Model, ModelConfig
+from fastvideo.v1.models.base import ModelConfig
+from fastvideo.v1.models.vaes.base import VideoAutoencoder
 from fastvideo.v1.models.vaes.causal_conv import CausalConv3d, FrameCache
+from fastvideo.v1.models.vaes.channels_last import use_channels_last
 from fastvideo.v1.models.vaes.tiling import TileGrid, process_tiles
 from fastvideo.v1.models.vaes.wan_blocks import (
     ChannelRMSNorm,
@@ -144,13 +146,10 @@ class Decoder(nn.Module):
         return x.add_(self.conv_out.bias.view(-1, 1, 1, 1))
 
 
-class AutoencoderKLWan(Model):
-    """Pixels in [-1, 1] to the latents that a DiT works on, and back.
+class AutoencoderKLWan(VideoAutoencoder):
+    """The whole autoencoder; normalised latents are ``(raw - latents_mean) / latents_std``.
 
-    Latents are *normalised* on both sides, ``(raw - latents_mean) / latents_std``: ``encode`` returns what a DiT reads
-    and ``decode`` takes what it made. diffusers' ``AutoencoderKLWan`` takes and returns raw latents; ``normalize`` and
-    ``denormalize`` go between the two. With ``use_tiling`` pictures over 256 pixels a side go through in blended tiles:
-    less memory, slightly other pixels.
+    With ``use_tiling`` pictures over 256 pixels a side (to encode patches: 512) go through in tiles.
     """
 
     config_class: ClassVar[type[ModelConfig]] = WanVAEConfig
@@ -162,12 +161,13 @@ class AutoencoderKLWan(Model):
         self.quant_conv = nn.Conv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.post_quant_conv = nn.Conv3d(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
-        self.use_tiling = False
+        self.spatial_factor, self.temporal_factor = config.scale_factor_spatial, config.scale_factor_temporal
+        self.out_channels = config.out_channels // config.patch**2
         patch, factor = config.patch, config.scale_factor_spatial
         self._encode_grids = _grid(1), _grid(factor // patch)
         self._decode_grids = _grid(factor), _grid(patch)
         self.requires_grad_(False)
-        _use_channels_last(self)
+        use_channels_last(self)
 
     def normalize(self, raw: torch.Tensor) -> torch.Tensor:
         """Raw latents ``[b c t h w]`` to the DiT's, in float32."""
@@ -179,16 +179,9 @@ class AutoencoderKLWan(Model):
         mean, std = self._statistics(latents.device)
         return latents.float() * std + mean
 
-    def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """Pixels ``[b 3 4k+1 h w]`` in [-1, 1] to normalised latents ``[b z k+1 h/s w/s]``, the posterior's mode.
-
-        The result is float32. Raises ``ValueError`` for other frame counts and for sides that ``s`` does not divide.
-        """
-        return self.normalize(self.encode_moments(video)[0])
-
     def encode_moments(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The posterior's mean and log-variance, raw, each ``[b z k+1 h/s w/s]``; see ``encode``."""
-        self._check_video(video)
+        self.check_video(video)
         video = patchify(video.to(self.quant_conv.weight.dtype), self.config.patch)
         if self.use_tiling and self._encode_grids[0].exceeded_by(video):
             moments = process_tiles(video, self._encode_tile, *self._encode_grids)
@@ -196,18 +189,6 @@ class AutoencoderKLWan(Model):
             moments = self._encode_tile(video)
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Normalised latents ``[b z k+1 h w]`` to pixels ``[b 3 4k+1 s*h s*w]`` in [-1, 1], in the model's dtype."""
-        b, _, t, h, w = latents.shape
-        time, space = self.config.scale_factor_temporal, self.config.scale_factor_spatial
-        dtype, channels = self.post_quant_conv.weight.dtype, self.config.out_channels // self.config.patch**2
-        video = latents.new_empty(b, channels, 1 + time * (t - 1), space * h, space * w, dtype=dtype)
-        first = 0
-        for chunk in self.decode_stream(latents):
-            video[:, :, first : first + chunk.shape[2]] = chunk
-            first += chunk.shape[2]
-        return video
 
     def decode_stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """``decode`` a chunk at a time: pixels ``[b 3 1 s*h s*w]`` once, then ``[b 3 4 s*h s*w]`` per latent frame.
@@ -250,27 +231,6 @@ class AutoencoderKLWan(Model):
         mean, std = statistics.view(2, 1, -1, 1, 1, 1)
         return mean, std
 
-    def _check_video(self, video: torch.Tensor) -> None:
-        frames, height, width = video.shape[2:]
-        time, space = self.config.scale_factor_temporal, self.config.scale_factor_spatial
-        if (frames - 1) % time:
-            below = (frames - 1) // time * time + 1
-            raise ValueError(f"num_frames={frames} must be {time}k+1 for this VAE; nearest: {below}, {below + time}")
-        if height % space or width % space:
-            raise ValueError(
-                f"height={height}, width={width} must be divisible by {space} for this VAE; "
-                f"nearest below: {height // space * space}, {width // space * space}"
-            )
-
 
 def _grid(factor: int) -> TileGrid:
     return TileGrid(tile=_TILE // factor, stride=_TILE_STRIDE // factor)
-
-
-def _use_channels_last(model: nn.Module) -> None:
-    """Store the convolutions' weights in the feature maps' layout, which copies into them keep."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv3d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-        elif isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ from einops import rearrange, repeat
 from torch import nn
 
 from fastvideo.v1.models.vaes.causal_conv import CausalConv3d, FrameCache
+from fastvideo.v1.models.vaes.channels_last import add_bias_residual, convolve
 
 
 class ChannelRMSNorm(nn.Module):
@@ -38,16 +39,7 @@ def norm_silu_conv(
         norm_silu(x, bias, norm.gamma, new, norm.EPS)
     else:
         new.copy_(F.silu(norm(x if bias is None else x + bias.view(-1, 1, 1, 1)), inplace=True))
-    return conv.convolve(frames, None)
-
-
-def add_bias_residual(x: torch.Tensor, bias: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """``x + bias + y``, in place of ``x``."""
-    if x.is_cuda and all(z.is_contiguous(memory_format=torch.channels_last_3d) for z in (x, y)):
-        from fastvideo.v1.layers.kernels import channel_norm
-
-        return channel_norm.add_bias_residual(x, bias, y)
-    return x.add_(bias.view(-1, 1, 1, 1)).add_(y)
+    return convolve(conv, frames, None)
 
 
 class ResidualBlock(nn.Module):
