@@ -72,7 +72,7 @@ class ReplicatedLinear(LinearBase):
 
     load_bias = load_weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         return self.multiply(x)
 
 
@@ -96,7 +96,7 @@ class MergedColumnParallelLinear(LinearBase):
 
     load_bias = load_weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         return self.multiply(x)
 
 
@@ -107,7 +107,7 @@ class ColumnParallelLinear(MergedColumnParallelLinear):
         super().__init__(input_size, [output_size], bias)
         self.gather_output = gather_output
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         out = super().forward(x)
         return self._group.all_gather(out, dim=-1) if self.gather_output else out
 
