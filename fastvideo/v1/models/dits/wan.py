@@ -217,7 +217,7 @@ class WanTransformer3DModel(Model):
         ".ff.net.2.": ".down.",
     }
     ignored_keys = ("norm_added_q.weight",)
-    quantized_modules = ("blocks.",)
+    quantized_modules = ("blocks.*.attn?.to_qkv", "blocks.*.attn?.to_q", "blocks.*.attn?.to_out", "blocks.*.ffn.*")
     float32_modules = ("time_embedder", "scale_shift_table", "norm1", "norm2")
 
     def __init__(self, config: WanTransformerConfig) -> None:
