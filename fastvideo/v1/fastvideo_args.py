@@ -1,12 +1,14 @@
 """What holds for a whole process: the model, its precision, the device and how work is done on it."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastvideo.data import EMBEDDED_MODEL
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Backend = Literal["FLASH_ATTN", "TORCH_SDPA", "SLIDING_TILE_ATTN"]
+
+ATTENTION_BACKEND_VARIABLE = "FASTVIDEO_ATTENTION_BACKEND"
 
 
 def setting(default: Any, description: str, **bounds: Any) -> Any:
@@ -30,7 +32,14 @@ class FastVideoArgs:
     text_encoder_precision: Precision = setting("auto", "Data type of the text encoders")
     vae_precision: Precision = setting("auto", "Data type of the VAE")
 
-    attention_backend: Backend | None = setting(
-        None, "Attention backend; without it FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed"
+    attention_backend: str | None = setting(
+        None,
+        "Attention backend: FLASH_ATTN, TORCH_SDPA or a plugin's; without it FASTVIDEO_ATTENTION_BACKEND, else the "
+        "fastest exact one installed",
     )
     vae_tiling: bool = setting(False, "Decode in overlapping spatial tiles: less memory, small blending differences")
+
+
+def attention_backend_name(choice: str | None = None) -> str | None:
+    """The attention backend that is asked for: ``choice``, else the environment's, else None."""
+    return choice or os.environ.get(ATTENTION_BACKEND_VARIABLE) or None

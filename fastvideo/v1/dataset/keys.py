@@ -6,13 +6,13 @@ from typing import Any
 
 from fastvideo.v1.dataset.canonical import digest
 from fastvideo.v1.dataset.config import VideoConfig
-from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.fastvideo_args import FastVideoArgs, attention_backend_name
 from fastvideo.v1.pipelines.describe import PipelineDescription
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.sampling_params import SamplingParams
 
 KEY_LENGTH = 16
-APPROXIMATE_BACKENDS = frozenset({"SLIDING_TILE_ATTN"})
+EXACT_BACKENDS = frozenset({"FLASH_ATTN", "TORCH_SDPA"})
 _ENGINE_FIELDS = {
     Phase.ENCODE: ("text_encoder_precision",),
     Phase.DENOISE: ("precision", "attention_backend"),
@@ -26,11 +26,14 @@ _SAMPLING_FIELDS = {
 
 
 def result_settings(engine: FastVideoArgs) -> dict[str, Any]:
-    """The process settings that shape results; exact attention backends all count as none."""
+    """The process settings that shape results.
+
+    An attention backend that the environment names counts as one of ``engine``. The exact ones that are built in count
+    as none; any other is its own setting, whatever it says of itself.
+    """
     values = {name: getattr(engine, name) for names in _ENGINE_FIELDS.values() for name in names}
-    if values["attention_backend"] not in APPROXIMATE_BACKENDS:
-        values["attention_backend"] = None
-    return values
+    backend = attention_backend_name(engine.attention_backend)
+    return values | {"attention_backend": None if backend in EXACT_BACKENDS else backend}
 
 
 def phase_keys(

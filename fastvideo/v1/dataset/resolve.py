@@ -11,6 +11,7 @@ from fastvideo.v1.dataset.keys import phase_keys, result_settings
 from fastvideo.v1.dataset.layout import run_path
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.describe import PipelineDescription, describe_pipeline
 from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
 
@@ -21,11 +22,13 @@ _PACKAGES = ("fastvideo", "torch", "diffusers", "transformers")
 def resolve_run(config: RunConfig, output: Store) -> tuple[Run, CanvasRule]:
     """The run that ``config`` names, as it is stored or else new and not yet stored, and its model's sizes.
 
-    Raises ``ValueError`` for a default size that the model cannot make, and for a store other than the run's own.
+    Raises ``ValueError`` for a default size that the model cannot make, for an attention backend that does not exist,
+    and for a store other than the run's own.
     """
     description = describe_pipeline(config.engine.model_path)
     sampling = config.sampling.apply(description.default_sampling)
     description.canvas.check(sampling.height, sampling.width, sampling.num_frames)
+    _check_backend(config.engine)
     run = _new_run(config, description, sampling, output)
     try:
         stored = Run.from_json(output.read(run_path(run.name)), output)
@@ -68,6 +71,12 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
         store_uri=Store(config.store).uri("") if config.store else None,
         output=output,
     )
+
+
+def _check_backend(engine: FastVideoArgs) -> None:
+    from fastvideo.v1.attention.selector import requested_backend
+
+    requested_backend(engine.attention_backend)
 
 
 def _version(package: str) -> str:
