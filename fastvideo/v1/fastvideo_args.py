@@ -32,6 +32,11 @@ class FastVideoArgs:
     text_encoder_precision: Precision = setting("auto", "Data type of the text encoders")
     vae_precision: Precision = setting("auto", "Data type of the VAE")
 
+    lora_path: str | None = setting(
+        None, "URI of a LoRA adapter, a safetensors file or a folder with one, merged into `transformer` at load"
+    )
+    lora_scale: float = setting(1.0, "Strength of the adapter")
+
     attention_backend: str | None = setting(
         None,
         "Attention backend: FLASH_ATTN, TORCH_SDPA or a plugin's; without it FASTVIDEO_ATTENTION_BACKEND, else the "

@@ -12,6 +12,7 @@ from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.sampling_params import SamplingParams
 
 KEY_LENGTH = 16
+LORA = "lora"
 EXACT_BACKENDS = frozenset({"FLASH_ATTN", "TORCH_SDPA"})
 _ENGINE_FIELDS = {
     Phase.ENCODE: ("text_encoder_precision",),
@@ -32,6 +33,7 @@ def result_settings(engine: FastVideoArgs) -> dict[str, Any]:
     as none; any other is its own setting, whatever it says of itself.
     """
     values = {name: getattr(engine, name) for names in _ENGINE_FIELDS.values() for name in names}
+    values |= {"lora_path": engine.lora_path, "lora_scale": engine.lora_scale if engine.lora_path else None}
     backend = attention_backend_name(engine.attention_backend)
     return values | {"attention_backend": None if backend in EXACT_BACKENDS else backend}
 
@@ -43,21 +45,24 @@ def phase_keys(
     sampling: SamplingParams,
     video: VideoConfig,
 ) -> dict[Phase, str]:
-    """The keys, each with the one before in it; ``fingerprints`` maps the components' names."""
+    """The keys, each with the one before in it.
+
+    ``fingerprints`` maps the components' names, and ``LORA`` if ``engine`` has an adapter; its path is in no key.
+    """
     settings = result_settings(engine)
     keys: dict[Phase, str] = {}
     previous = ""
     for phase in ALL_PHASES:
-        previous = keys[phase] = digest(
-            {
-                "previous": previous,
-                "pipeline": description.pipeline_class,
-                "components": {name: fingerprints[name] for name in description.components[phase]},
-                "stages": dict(description.stage_versions[phase]),
-                "engine": {name: settings[name] for name in _ENGINE_FIELDS[phase]},
-                "sampling": {name: getattr(sampling, name) for name in _SAMPLING_FIELDS[phase]},
-                "video": asdict(video) if phase is Phase.DECODE else None,
-            },
-            KEY_LENGTH,
-        )
+        made_by: dict[str, Any] = {
+            "previous": previous,
+            "pipeline": description.pipeline_class,
+            "components": {name: fingerprints[name] for name in description.components[phase]},
+            "stages": dict(description.stage_versions[phase]),
+            "engine": {name: settings[name] for name in _ENGINE_FIELDS[phase]},
+            "sampling": {name: getattr(sampling, name) for name in _SAMPLING_FIELDS[phase]},
+            "video": asdict(video) if phase is Phase.DECODE else None,
+        }
+        if phase is Phase.DENOISE and engine.lora_path:
+            made_by[LORA] = [fingerprints[LORA], engine.lora_scale]
+        previous = keys[phase] = digest(made_by, KEY_LENGTH)
     return keys

@@ -4,10 +4,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
+from fsspec.core import url_to_fs
+
 from fastvideo.v1.dataset.canonical import digest
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.dataset.fingerprint import fingerprint_component
-from fastvideo.v1.dataset.keys import phase_keys, result_settings
+from fastvideo.v1.dataset.fingerprint import fingerprint_adapter, fingerprint_component
+from fastvideo.v1.dataset.keys import LORA, phase_keys, result_settings
 from fastvideo.v1.dataset.layout import run_path
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.store import Store
@@ -46,7 +48,10 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
     names = [name for components in description.components.values() for name in components]
     root = description.model_root.rstrip("/")
     fingerprints = {name: fingerprint_component(f"{root}/{name}") for name in dict.fromkeys(names)}
-    keys = phase_keys(description, fingerprints, config.engine, sampling, config.video)
+    engine = _with_whole_lora_path(config.engine)
+    if engine.lora_path:
+        fingerprints[LORA] = fingerprint_adapter(engine.lora_path)
+    keys = phase_keys(description, fingerprints, engine, sampling, config.video)
     identity = {
         "keys": {str(phase): key for phase, key in keys.items()},
         "seed": sampling.seed,
@@ -63,7 +68,7 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
         sampling=sampling,
         repeats=config.repeats,
         video=config.video,
-        engine=result_settings(config.engine),
+        engine=result_settings(engine),
         keys=keys,
         fingerprints=fingerprints,
         stage_versions=description.stage_versions,
@@ -71,6 +76,14 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
         store_uri=Store(config.store).uri("") if config.store else None,
         output=output,
     )
+
+
+def _with_whole_lora_path(engine: FastVideoArgs) -> FastVideoArgs:
+    """A job may run in another directory than this."""
+    if not engine.lora_path:
+        return engine
+    fs, path = url_to_fs(engine.lora_path)
+    return replace(engine, lora_path=fs.unstrip_protocol(path))
 
 
 def _check_backend(engine: FastVideoArgs) -> None:

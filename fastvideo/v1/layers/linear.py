@@ -8,14 +8,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.v1.distributed import get_tp_group
+from fastvideo.v1.layers.low_rank import LowRankBranch, WeightDelta
 from fastvideo.v1.layers.weight_loading import copy_exactly
 
 
 class LinearBase(nn.Module):
-    """Weight ``[o, i]`` and bias ``[o]``, of which subclasses keep a slice."""
+    """Weight ``[o, i]`` and bias ``[o]``, of which subclasses keep a slice; ``branch`` is an adapter kept apart."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    branch: LowRankBranch | None = None
 
     def _create_parameters(self, input_size: int, output_size: int, bias: bool) -> None:
         self.weight = nn.Parameter(torch.empty(output_size, input_size), requires_grad=False)
@@ -32,6 +34,17 @@ class LinearBase(nn.Module):
     def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         raise NotImplementedError
 
+    def low_rank_branch(self, delta: WeightDelta, part: int) -> LowRankBranch:
+        """What ``delta`` of part ``part`` adds, for this rank's slice and in the weight's dtype."""
+        assert delta.down is not None, "a branch is made of a pair"
+        up = torch.zeros(len(self.weight), len(delta.down), dtype=torch.float32)
+        self.load_weight(nn.Parameter(up, requires_grad=False), delta.up, part)  # the rows that are ours
+        return LowRankBranch(delta.down.to(self.weight), (up * delta.strength).to(self.weight))
+
+    def _project(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.linear(x, self.weight, self.bias)
+        return out if self.branch is None else self.branch.added_to(out, x)
+
 
 class ReplicatedLinear(LinearBase):
     """A plain linear layer, whole on every rank. ``[..., i] -> [..., o]``."""
@@ -46,7 +59,7 @@ class ReplicatedLinear(LinearBase):
     load_bias = load_weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self._project(x)
 
 
 class MergedColumnParallelLinear(LinearBase):
@@ -70,7 +83,7 @@ class MergedColumnParallelLinear(LinearBase):
     load_bias = load_weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self._project(x)
 
 
 class ColumnParallelLinear(MergedColumnParallelLinear):
@@ -104,7 +117,12 @@ class RowParallelLinear(LinearBase):
         # Every rank adds its bias before the sum, so only the first holds it: a bias is counted once.
         copy_exactly(param.data, loaded if self._group.rank == 0 else torch.zeros_like(loaded))
 
+    def low_rank_branch(self, delta: WeightDelta, part: int) -> LowRankBranch:
+        assert delta.down is not None, "a branch is made of a pair"
+        down = self._group.shard(delta.down, dim=1)
+        return LowRankBranch(down.to(self.weight), (delta.up.float() * delta.strength).to(self.weight))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.input_is_parallel:
             x = self._group.shard(x, dim=-1)
-        return self._group.all_reduce(F.linear(x, self.weight, self.bias))
+        return self._group.all_reduce(self._project(x))

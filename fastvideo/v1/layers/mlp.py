@@ -16,7 +16,7 @@ class GeluMLP(nn.Module):
         self.down = RowParallelLinear(inner_size, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(_linear_gelu(x, self.up.weight, self.up.bias))
+        return self.down(_linear_gelu(self.up, x))
 
 
 class TextProjection(nn.Module):
@@ -31,9 +31,9 @@ class TextProjection(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))
 
 
-def _linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    if x.is_cuda and bias is not None:
+def _linear_gelu(linear: ColumnParallelLinear, x: torch.Tensor) -> torch.Tensor:
+    if x.is_cuda and linear.bias is not None and linear.branch is None:
         # cuBLASLt applies the tanh GELU in the matrix product's epilogue: one pass over the widest tensor less.
-        flat = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+        flat = torch._addmm_activation(linear.bias, x.flatten(0, -2), linear.weight.t(), use_gelu=True)
         return flat.unflatten(0, x.shape[:-1])
-    return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+    return F.gelu(linear(x), approximate="tanh")

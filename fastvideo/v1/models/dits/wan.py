@@ -148,6 +148,30 @@ class WanTransformer3DModel(Model):
     packed_modules = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"), "norm_qk": ("norm_q", "norm_k")}
     renamed_keys = {".to_out.0.": ".to_out.", ".ffn.net.0.proj.": ".ffn.up.", ".ffn.net.2.": ".ffn.down."}
     float32_modules = ("time_embedder", "scale_shift_table", "norm2")
+    original_keys = {
+        ".self_attn.": ".attn1.",
+        ".cross_attn.": ".attn2.",
+        ".q.": ".to_q.",
+        ".k.": ".to_k.",
+        ".v.": ".to_v.",
+        ".o.": ".to_out.0.",
+        ".k_img.": ".add_k_proj.",
+        ".v_img.": ".add_v_proj.",
+        ".norm_k_img.": ".norm_added_k.",
+        ".ffn.0.": ".ffn.net.0.proj.",
+        ".ffn.2.": ".ffn.net.2.",
+        ".norm3.": ".norm2.",
+        "time_embedding.0.": "condition_embedder.time_embedder.linear_1.",
+        "time_embedding.2.": "condition_embedder.time_embedder.linear_2.",
+        "time_projection.1.": "condition_embedder.time_proj.",
+        "text_embedding.0.": "condition_embedder.text_embedder.linear_1.",
+        "text_embedding.2.": "condition_embedder.text_embedder.linear_2.",
+        "img_emb.proj.0.": "condition_embedder.image_embedder.norm1.",
+        "img_emb.proj.1.": "condition_embedder.image_embedder.ff.net.0.proj.",
+        "img_emb.proj.3.": "condition_embedder.image_embedder.ff.net.2.",
+        "img_emb.proj.4.": "condition_embedder.image_embedder.norm2.",
+        "head.head.": "proj_out.",
+    }
 
     def __init__(self, config: WanTransformerConfig) -> None:
         super().__init__(config)
