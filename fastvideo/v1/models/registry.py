@@ -17,6 +17,7 @@ _MODELS = {
     "CLIPVisionModel": "fastvideo.v1.models.encoders.clip_vision:CLIPVisionModel",
     "LlamaModel": "fastvideo.v1.models.encoders.llama:LlamaModel",
     "UMT5EncoderModel": "fastvideo.v1.models.encoders.umt5:UMT5EncoderModel",
+    "DMDScheduler": "fastvideo.v1.models.schedulers.dmd:DMDScheduler",
     "UniPCMultistepScheduler": "fastvideo.v1.models.schedulers.unipc:UniPCMultistepScheduler",
     "FlowMatchEulerDiscreteScheduler": (
         "fastvideo.v1.models.schedulers.flow_match_euler:FlowMatchEulerDiscreteScheduler"

@@ -11,6 +11,7 @@ from fastvideo.v1.plugins import load_plugins
 
 _PIPELINES = {
     "WanPipeline": "fastvideo.v1.pipelines.wan:WanPipeline",
+    "WanDMDPipeline": "fastvideo.v1.pipelines.wan_dmd:WanDMDPipeline",
 }
 
 

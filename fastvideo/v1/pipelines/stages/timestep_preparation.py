@@ -21,6 +21,7 @@ class TimestepPreparationStage(PipelineStage):
         assert self._checkpoint_shift is not None, "this stage was built without its scheduler"
         shift = batch.sampling.flow_shift
         self.scheduler.set_shift(self._checkpoint_shift if shift is None else shift)
+        self.scheduler.set_request(batch.sampling, batch.seeds)
         self.scheduler.set_timesteps(batch.sampling.num_inference_steps, device=resolve_device(fastvideo_args.device))
         batch.timesteps = self.scheduler.timesteps
         return batch
