@@ -74,6 +74,13 @@ def test_every_draw_is_fresh(seeds):
     assert correlation < 0.15
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gets_the_same_noise(seeds):
+    zero = torch.zeros(3, 16, 3, 4, 5)
+    assert torch.equal(build(seeds).step(zero.cuda(), 0, zero.cuda()).cpu(), build(seeds).step(zero, 0, zero))
+
+
 def test_steps_read_no_tensor(seeds, assert_steps_read_no_tensor):
     scheduler = DMDScheduler()
     scheduler.set_request(UNGUIDED, seeds[:1])
