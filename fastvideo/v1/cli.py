@@ -62,6 +62,11 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     dit = _add_kind(kinds, "dit", "one forward of a transformer at full size, beside diffusers", _bench_dit)
     dit.add_argument("--model", default="wan21_t2v_1.3B", help="an architecture of fastvideo/data/configs")
     _add_canvas(dit, rounds=7, cases=["diffusers", "diffusers+compile", "ours"])
+    attention = _add_kind(kinds, "attention", "self-attention kernels, dense and in sliding tiles", _bench_attention)
+    attention.add_argument("--workload", default="wan_14B", help="wan_14B, wan_14B_480p or hunyuan")
+    attention.add_argument("--rounds", type=int, default=10)
+    cases = ["flash", "sliding", "sliding+kernel", "flex+kernel"]
+    attention.add_argument("--cases", nargs="+", default=cases)
     vae = _add_kind(kinds, "vae", "the Wan VAE's decode at full size, beside diffusers", _bench_vae)
     _add_canvas(vae, rounds=5, cases=["diffusers+float32", "diffusers+bfloat16", "ours+bfloat16"])
     encode = _add_kind(kinds, "encode", "real prompts through the full-size text encoder", _bench_encode)
@@ -96,6 +101,14 @@ def _bench_dit(options: argparse.Namespace) -> int:
 
     figures = bench_dit(options.model, options.height, options.width, options.num_frames, options.cases, options.rounds)
     report(figures, options.json)
+    return 0
+
+
+def _bench_attention(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.bench.attention import bench_attention
+    from fastvideo.v1.entrypoints.bench.report import report
+
+    report(bench_attention(options.workload, options.cases, options.rounds), options.json)
     return 0
 
 

@@ -36,13 +36,18 @@ class FastVideoArgs:
         None, "URI of a LoRA adapter, a safetensors file or a folder with one, merged into `transformer` at load"
     )
     lora_scale: float = setting(1.0, "Strength of the adapter")
-
+    quantization: Literal["fp8"] | None = setting(
+        None, "Approximate: 8-bit matrix products in the transformer's blocks, a scale for each row"
+    )
     attention_backend: str | None = setting(
         None,
-        "Attention backend: FLASH_ATTN, TORCH_SDPA or a plugin's; without it FASTVIDEO_ATTENTION_BACKEND, else the "
-        "fastest exact one installed",
+        "Attention backend: FLASH_ATTN, TORCH_SDPA, SLIDING_TILE_ATTN or a plugin's; without it "
+        "FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed",
     )
-    vae_tiling: bool = setting(False, "Decode in overlapping spatial tiles: less memory, small blending differences")
+    vae_tiling: bool | None = setting(
+        None,
+        "Decode in overlapping spatial tiles: less memory, small blending differences; without it as the model needs",
+    )
 
 
 def attention_backend_name(choice: str | None = None) -> str | None:

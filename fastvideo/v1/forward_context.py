@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from fastvideo.v1.attention.strategy import TileStrategy
     from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 
 
@@ -21,10 +22,13 @@ class ForwardContext:
 
     ``on_step`` is called after each denoising step with the batch, whose ``latents``, ``step_index`` and
     ``scheduler_state`` then make a complete checkpoint. ``on_frames`` receives decoded frames, uint8 ``[t, h, w, c]``,
-    chunk by chunk in order; with it the batch keeps no frames.
+    chunk by chunk in order; with it the batch keeps no frames. ``token_grid`` is the canvas in tokens along t, h and w,
+    and ``tile_strategy`` what sliding tile attention follows.
     """
 
     step_index: int = 0
+    token_grid: tuple[int, int, int] | None = None
+    tile_strategy: "TileStrategy | None" = None
     timings: dict[str, float] = field(default_factory=dict)
     on_step: "Callable[[ForwardBatch], None] | None" = None
     on_frames: "Callable[[torch.Tensor], None] | None" = None

@@ -37,6 +37,7 @@ class LocalAttention(nn.Module):
         self.causal = causal
         self.softmax_scale = head_size**-0.5 if softmax_scale is None else softmax_scale
         self.supported_attention_backends = tuple(supported_attention_backends)
+        self.layer_index = 0
         self.backend: AttentionBackend | None = None
 
     def select(self, device: torch.device, dtype: torch.dtype, requested: str | None) -> None:
@@ -44,7 +45,7 @@ class LocalAttention(nn.Module):
         backend = select_backend(
             self.head_size, dtype, device, self.supported_attention_backends, requested, self.takes_approximate
         )
-        self.backend = backend(self.num_heads, self.head_size, self.softmax_scale, self.causal)
+        self.backend = backend(self.num_heads, self.head_size, self.softmax_scale, self.causal, self.layer_index)
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """``[b, s, n, d]``, ``[b, s_k, n_k, d]``, ``[b, s_k, n_k, d]`` to ``[b, s, n, d]``."""
@@ -62,6 +63,16 @@ class DistributedAttention(LocalAttention):
 
     takes_approximate = True
 
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        causal: bool = False,
+        softmax_scale: float | None = None,
+        supported_attention_backends: Sequence[str] = tuple(_Backend),
+    ) -> None:
+        super().__init__(num_heads, head_size, causal, softmax_scale, supported_attention_backends)
+
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """``[b, s / sp, n, d]`` each, to ``[b, s / sp, n, d]``."""
         group = get_sp_group()
@@ -72,6 +83,9 @@ class DistributedAttention(LocalAttention):
 def select_attention_backends(model: nn.Module, device: torch.device, dtype: torch.dtype, choice: str | None) -> None:
     """Chooses the backend of every attention layer in ``model``: ``choice``, else the environment's, else the best."""
     requested = requested_backend(choice)
+    layers = (module for module in model.modules() if isinstance(module, DistributedAttention))
+    for index, layer in enumerate(layers):
+        layer.layer_index = index
     for module in model.modules():
         if isinstance(module, LocalAttention):
             module.select(device, dtype, requested)

@@ -16,10 +16,11 @@ from fastvideo.v1.plugins import load_plugins
 
 logger = init_logger(__name__)
 
-# Fastest first; the last can always serve.
+# Fastest exact one first; TORCH_SDPA can always serve.
 _BACKENDS: dict[str, str] = {
     _Backend.FLASH_ATTN: "fastvideo.v1.attention.backends.flash_attn:FlashAttentionBackend",
     _Backend.TORCH_SDPA: "fastvideo.v1.attention.backends.sdpa:SDPABackend",
+    _Backend.SLIDING_TILE_ATTN: "fastvideo.v1.attention.backends.sliding_tile:SlidingTileBackend",
 }
 _REGISTERED: dict[str, str] = {}
 

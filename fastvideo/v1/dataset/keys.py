@@ -16,7 +16,7 @@ LORA = "lora"
 EXACT_BACKENDS = frozenset({"FLASH_ATTN", "TORCH_SDPA"})
 _ENGINE_FIELDS = {
     Phase.ENCODE: ("text_encoder_precision",),
-    Phase.DENOISE: ("precision", "attention_backend"),
+    Phase.DENOISE: ("precision", "quantization", "attention_backend"),
     Phase.DECODE: ("vae_precision", "vae_tiling"),
 }
 _SAMPLING_FIELDS = {

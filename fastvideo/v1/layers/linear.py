@@ -3,12 +3,15 @@
 Legend: ``i`` input features, ``o`` output features. Megatron-LM (arXiv 1909.08053), section 3.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.v1.distributed import get_tp_group
 from fastvideo.v1.layers.low_rank import LowRankBranch, WeightDelta
+from fastvideo.v1.layers.quantization import QuantizedRows, quantize_rows, quantized_linear
 from fastvideo.v1.layers.weight_loading import copy_exactly
 
 
@@ -17,9 +20,12 @@ class LinearBase(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    input_sizes: list[int]  # of the inputs that this rank holds
+    quantized: list[QuantizedRows] | None = None  # the weight's part for each input, once quantize() is called
     branch: LowRankBranch | None = None
 
     def _create_parameters(self, input_size: int, output_size: int, bias: bool) -> None:
+        self.input_sizes = [input_size]
         self.weight = nn.Parameter(torch.empty(output_size, input_size), requires_grad=False)
         self.weight.weight_loader = self.load_weight  # type: ignore[attr-defined]
         if bias:
@@ -27,6 +33,27 @@ class LinearBase(nn.Module):
             self.bias.weight_loader = self.load_bias  # type: ignore[attr-defined]
         else:
             self.register_parameter("bias", None)
+
+    def quantize(self) -> None:
+        """Trades the weight for one of 8-bit floats; from then on inputs may be :class:`QuantizedRows`."""
+        parts = self.weight.data.split(self.input_sizes, dim=1)
+        self.quantized = [quantize_rows(part) for part in parts]
+        self.register_parameter("weight", None)
+
+    def multiply(self, *inputs: torch.Tensor | QuantizedRows) -> torch.Tensor:
+        """The product with this rank's weight, summed over ``inputs``, plus the bias."""
+        if self.quantized is not None:
+            (first, part), *rest = zip(inputs, self.quantized, strict=True)
+            out = quantized_linear(first, part, self.bias)
+            for x, part in rest:
+                out += quantized_linear(x, part, None)
+            return out
+        tensors = cast(tuple[torch.Tensor, ...], inputs)  # layers that quantize their output are quantized together
+        (first, weight), *others = zip(tensors, self.weight.split(self.input_sizes, dim=1), strict=True)
+        out = F.linear(first, weight, self.bias)
+        for x, weight in others:
+            out.flatten(0, -2).addmm_(x.flatten(0, -2), weight.t())
+        return out if self.branch is None else self.branch.added_to(out, *tensors)
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         raise NotImplementedError
@@ -40,10 +67,6 @@ class LinearBase(nn.Module):
         up = torch.zeros(len(self.weight), len(delta.down), dtype=torch.float32)
         self.load_weight(nn.Parameter(up, requires_grad=False), delta.up, part)  # the rows that are ours
         return LowRankBranch(delta.down.to(self.weight), (up * delta.strength).to(self.weight))
-
-    def _project(self, x: torch.Tensor) -> torch.Tensor:
-        out = F.linear(x, self.weight, self.bias)
-        return out if self.branch is None else self.branch.added_to(out, x)
 
 
 class ReplicatedLinear(LinearBase):
@@ -59,7 +82,7 @@ class ReplicatedLinear(LinearBase):
     load_bias = load_weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._project(x)
+        return self.multiply(x)
 
 
 class MergedColumnParallelLinear(LinearBase):
@@ -83,7 +106,7 @@ class MergedColumnParallelLinear(LinearBase):
     load_bias = load_weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._project(x)
+        return self.multiply(x)
 
 
 class ColumnParallelLinear(MergedColumnParallelLinear):
@@ -98,20 +121,23 @@ class ColumnParallelLinear(MergedColumnParallelLinear):
         return self._group.all_gather(out, dim=-1) if self.gather_output else out
 
 
-class RowParallelLinear(LinearBase):
-    """A linear layer split over its inputs, summed over ranks: ``[..., i / tp] -> [..., o]``.
+class MergedRowParallelLinear(LinearBase):
+    """A linear layer over several inputs, split over each and summed over ranks: ``[..., i_k / tp], ... -> [..., o]``.
 
-    With ``input_is_parallel=False`` every rank passes the whole input and takes its own slice of it.
+    ``full_sizes`` are the inputs' full sizes; they are never concatenated.
     """
 
-    def __init__(self, input_size: int, output_size: int, bias: bool = True, input_is_parallel: bool = True) -> None:
+    def __init__(self, full_sizes: list[int], output_size: int, bias: bool = True) -> None:
         super().__init__()
         self._group = get_tp_group()
-        self.input_is_parallel = input_is_parallel
-        self._create_parameters(self._group.shard_size(input_size, "input_size"), output_size, bias)
+        self.full_sizes = full_sizes
+        part_sizes = [self._group.shard_size(size, "input_size") for size in full_sizes]
+        self._create_parameters(sum(part_sizes), output_size, bias)
+        self.input_sizes = part_sizes
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
-        copy_exactly(param.data, self._group.shard(loaded, dim=1))
+        mine = [self._group.shard(piece, dim=1) for piece in loaded.split(self.full_sizes, dim=1)]
+        copy_exactly(param.data, torch.cat(mine, dim=1))
 
     def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         # Every rank adds its bias before the sum, so only the first holds it: a bias is counted once.
@@ -119,10 +145,26 @@ class RowParallelLinear(LinearBase):
 
     def low_rank_branch(self, delta: WeightDelta, part: int) -> LowRankBranch:
         assert delta.down is not None, "a branch is made of a pair"
-        down = self._group.shard(delta.down, dim=1)
+        down = torch.zeros(len(delta.down), sum(self.input_sizes), dtype=torch.float32)
+        self.load_weight(nn.Parameter(down, requires_grad=False), delta.down)  # the columns that are ours
         return LowRankBranch(down.to(self.weight), (delta.up.float() * delta.strength).to(self.weight))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs: torch.Tensor | QuantizedRows) -> torch.Tensor:
+        return self._group.all_reduce(self.multiply(*inputs))
+
+
+class RowParallelLinear(MergedRowParallelLinear):
+    """A linear layer split over its inputs, summed over ranks: ``[..., i / tp] -> [..., o]``.
+
+    With ``input_is_parallel=False`` every rank passes the whole input and takes its own slice of it.
+    """
+
+    def __init__(self, input_size: int, output_size: int, bias: bool = True, input_is_parallel: bool = True) -> None:
+        super().__init__([input_size], output_size, bias)
+        self.input_is_parallel = input_is_parallel
+
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:  # type: ignore[override]
         if not self.input_is_parallel:
+            assert isinstance(x, torch.Tensor), "rows are quantized after they are split"
             x = self._group.shard(x, dim=-1)
-        return self._group.all_reduce(self._project(x))
+        return super().forward(x)

@@ -42,8 +42,11 @@ class LowRankBranch:
     down: torch.Tensor
     up: torch.Tensor
 
-    def added_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return out + F.linear(F.linear(x, self.down), self.up)
+    def added_to(self, out: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """``out`` ``[..., o]`` and what ``inputs``, together ``[..., i]``, give."""
+        parts = self.down.split([x.shape[-1] for x in inputs], dim=1)
+        first, *rest = (F.linear(x, down) for x, down in zip(inputs, parts, strict=True))
+        return out + F.linear(sum(rest, first), self.up)
 
     def beside(self, other: "LowRankBranch | None") -> "LowRankBranch":
         """Both branches as one."""

@@ -3,6 +3,8 @@
 Legend: ``b`` batch, ``s`` tokens, ``n`` heads, ``h`` head size, ``d = n h``.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -44,3 +46,53 @@ class QKNormRotary(nn.Module):
 
     def _norm(self, x: torch.Tensor, part: int) -> torch.Tensor:
         return (F.rms_norm(x.float(), x.shape[-1:], eps=self.eps) * self.weight[part]).to(x.dtype)
+
+
+class HeadQKNorm(nn.Module):
+    """Weights of the RMS norms of queries and keys over each head; :func:`join_streams` applies them.
+
+    The checkpoint's two weights are the two rows of ours.
+    """
+
+    def __init__(self, head_size: int, eps: float) -> None:
+        super().__init__()
+        self.head_size = head_size
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(2, head_size), requires_grad=False)
+        self.weight.weight_loader = self.load_weight  # type: ignore[attr-defined]
+
+    def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        copy_exactly(param.data[part], loaded)
+
+
+# Packed queries, keys and values [b, s, 3 d] of some tokens, their norms, tables to rotate the first by.
+Stream = tuple[torch.Tensor, HeadQKNorm, RotaryTables | None]
+
+
+def join_streams(streams: Sequence[Stream]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values ``[b, s, n, h]`` of all streams' tokens, one stream after another.
+
+    Queries and keys are normalised, then rotated as far as a stream's tables reach. On a GPU each stream is one pass of
+    a Triton kernel that writes where attention reads.
+    """
+    first, norm, _ = streams[0]
+    if first.is_cuda and norm.head_size & (norm.head_size - 1) == 0:
+        from fastvideo.v1.layers.kernels.qk_norm import head_norm_rotary
+
+        query, key, value = head_norm_rotary([(qkv, norm.weight, norm.eps, rotary) for qkv, norm, rotary in streams])
+        query, key, value = (x.unflatten(-1, (-1, norm.head_size)) for x in (query, key, value))
+    else:
+        parts = zip(*(_norm_heads(*stream) for stream in streams), strict=True)
+        query, key, value = (torch.cat(part, dim=1) for part in parts)
+    return query, key, value
+
+
+def _norm_heads(qkv: torch.Tensor, norm: HeadQKNorm, rotary: RotaryTables | None) -> list[torch.Tensor]:
+    *pair, value = (x.unflatten(-1, (-1, norm.head_size)) for x in qkv.chunk(3, dim=-1))
+    for part, x in enumerate(pair):
+        x = (F.rms_norm(x.float(), x.shape[-1:], eps=norm.eps) * norm.weight[part]).to(x.dtype)
+        if rotary is not None:
+            num_rotated = len(rotary[0])
+            x = torch.cat((apply_rotary(x[:, :num_rotated], rotary), x[:, num_rotated:]), dim=1)
+        pair[part] = x
+    return [*pair, value]

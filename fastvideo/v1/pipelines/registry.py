@@ -10,6 +10,7 @@ from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.plugins import load_plugins
 
 _PIPELINES = {
+    "HunyuanVideoPipeline": "fastvideo.v1.pipelines.hunyuan:HunyuanVideoPipeline",
     "WanPipeline": "fastvideo.v1.pipelines.wan:WanPipeline",
     "WanDMDPipeline": "fastvideo.v1.pipelines.wan_dmd:WanDMDPipeline",
 }

@@ -21,11 +21,6 @@ class WanPipeline(ComposedPipelineBase):
         height=480, width=832, num_frames=81, fps=16, num_inference_steps=50, guidance_scale=5.0
     )
 
-    def initialize_pipeline(self, fastvideo_args: FastVideoArgs) -> None:
-        vae = self.get_module("vae")
-        if vae is not None:
-            vae.use_tiling = fastvideo_args.vae_tiling
-
     def create_pipeline_stages(self, fastvideo_args: FastVideoArgs) -> None:
         transformer, vae = self.get_config("transformer"), self.get_config("vae")
         scheduler = self.get_module("scheduler")

@@ -17,16 +17,20 @@ class _Backend(StrEnum):
 class AttentionBackend(ABC):
     """One way to compute softmax(q k^T * scale) v; an instance serves one layer.
 
-    ``exact`` says whether it agrees with dense attention up to rounding; only exact backends are chosen unasked.
+    ``layer_index`` counts the model's layers of distributed attention from 0. ``exact`` says whether it
+    agrees with dense attention up to rounding; only exact backends are chosen unasked.
     """
 
     exact: bool = True
 
-    def __init__(self, num_heads: int, head_size: int, softmax_scale: float, causal: bool) -> None:
+    def __init__(
+        self, num_heads: int, head_size: int, softmax_scale: float, causal: bool, layer_index: int = 0
+    ) -> None:
         self.num_heads = num_heads
         self.head_size = head_size
         self.softmax_scale = softmax_scale
         self.causal = causal
+        self.layer_index = layer_index
 
     @classmethod
     @abstractmethod

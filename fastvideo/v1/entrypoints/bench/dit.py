@@ -4,24 +4,18 @@ Weights and inputs are random: speed does not depend on their values, as long as
 """
 
 import gc
-import json
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any
 
 import torch
 
 from fastvideo.v1.attention.layer import select_attention_backends
-from fastvideo.v1.entrypoints.bench.roofline import matmul_ceiling, wan_flops
+from fastvideo.v1.entrypoints.bench.architectures import Architecture, Tensors, load_architecture
+from fastvideo.v1.entrypoints.bench.roofline import matmul_ceiling
 from fastvideo.v1.entrypoints.bench.timing import interleave
-from fastvideo.v1.models.base import Model
-from fastvideo.v1.models.dits.wan import WanTransformer3DModel, WanTransformerConfig
-from fastvideo.v1.models.loader.component import build_model, resolve_device
-from fastvideo.v1.models.loader.weights import assign_weights
+from fastvideo.v1.models.loader.component import resolve_device
 
-TEXT_TOKENS = 512
 ERROR_LAYERS = 4
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def bench_dit(
@@ -29,23 +23,23 @@ def bench_dit(
 ) -> dict[str, Any]:
     """Seconds, TFLOP/s and error of one bfloat16 forward for each case.
 
-    A case is ``ours`` or ``diffusers``, then options: ``+sdpa`` or ``+flash`` for ours, ``+compile`` for diffusers. The
+    A case is ``ours`` or ``diffusers``, then options: ``+sdpa``, ``+flash`` or ``+fp8`` for ours, ``+compile`` for diffusers. The
     error is the RMS distance to our float32 forward over its RMS, of the model's first blocks at full width, and, as
     ``error_ratio``, over that of diffusers.
     """
     device = resolve_device(device_choice)
-    config = json.loads((files("fastvideo.data") / "configs" / f"{model}.json").read_text())
-    inputs = random_inputs(config, height, width, num_frames, device)
-    errors = _errors(cases, {**config, "num_layers": min(ERROR_LAYERS, config["num_layers"])}, inputs, device)
-    weights = random_weights(config, device)
-    forwards = {case: _forward(case, config, weights, inputs, device) for case in cases}
+    architecture = load_architecture(model)
+    inputs = architecture.random_inputs(height, width, num_frames, device)
+    errors = _errors(cases, architecture.shortened(ERROR_LAYERS), inputs, device)
+    weights = architecture.random_weights(device)
+    forwards = {case: _forward(case, architecture, weights, inputs, device) for case in cases}
     with torch.inference_mode():
         for forward in forwards.values():
             forward(), forward()
         timings = interleave(forwards, rounds, device)
     ceiling = matmul_ceiling(device, torch.bfloat16)
-    tokens = inputs[0][0, 0].numel() // 4
-    flops = wan_flops(WanTransformerConfig.from_dict(config), tokens, TEXT_TOKENS)
+    tokens = inputs["latents"][0, 0].numel() // 4
+    flops = architecture.flops(tokens)
     rows = [
         {
             "case": case,
@@ -55,7 +49,7 @@ def bench_dit(
             "tflops": flops / timing.median / 1e12,
             "of_ceiling": flops / timing.median / ceiling,
             "error": errors[case],
-            "error_ratio": errors[case] / errors["diffusers"] if "diffusers" in errors else None,
+            "error_ratio": errors[case] / errors["diffusers"],
         }
         for case, timing in timings.items()
     ]
@@ -69,14 +63,14 @@ def bench_dit(
     }
 
 
-def _errors(cases: list[str], config: dict[str, Any], inputs: Inputs, device: torch.device) -> dict[str, float]:
-    weights = random_weights(config, device)
-    latents, text, timestep = inputs
-    exact = our_model(config, weights, device, torch.float32)
+def _errors(cases: list[str], architecture: Architecture, inputs: Tensors, device: torch.device) -> dict[str, float]:
+    weights = architecture.random_weights(device)
+    exact = architecture.our_model(weights, device, torch.float32)
+    rounded = {name: tensor.bfloat16().float() for name, tensor in inputs.items() if tensor.is_floating_point()}
     with torch.inference_mode():
-        reference = exact(latents.bfloat16().float(), text.bfloat16().float(), timestep)
+        reference = architecture.ours(exact, {**inputs, **rounded}, torch.float32)
         errors = {
-            case: _relative_rms(_forward(case, config, weights, inputs, device)(), reference)
+            case: _relative_rms(_forward(case, architecture, weights, inputs, device)(), reference)
             for case in dict.fromkeys([*cases, "diffusers"])
         }
     del exact
@@ -85,67 +79,21 @@ def _errors(cases: list[str], config: dict[str, Any], inputs: Inputs, device: to
     return errors
 
 
-def random_weights(config: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    """A bfloat16 state dict in the checkpoint's names, drawn as diffusers initialises its modules."""
-    from diffusers import WanTransformer3DModel as Peer
-
-    with torch.device(device):
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            peer = Peer.from_config(config)
-        finally:
-            torch.set_default_dtype(default)
-    return dict(peer.state_dict())
-
-
-def random_inputs(config: dict[str, Any], height: int, width: int, num_frames: int, device: torch.device) -> Inputs:
-    """Latents, text embeddings (a quarter real, the rest zero padding) and a timestep."""
-    shape = (1, config["in_channels"], (num_frames - 1) // 4 + 1, height // 8, width // 8)
-    latents = torch.randn(shape, device=device)
-    text = torch.randn(1, TEXT_TOKENS, config["text_dim"], device=device)
-    text[:, TEXT_TOKENS // 4 :] = 0
-    return latents, text, torch.full((1,), 637, device=device)
-
-
-def our_model(
-    config: dict[str, Any], weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
-) -> Model:
-    model = build_model(WanTransformer3DModel, config, device, dtype)
-    assign_weights(model, (("random weights", key, tensor) for key, tensor in weights.items()), "random weights")
-    return model
-
-
 def _forward(
-    case: str, config: dict[str, Any], weights: dict[str, torch.Tensor], inputs: Inputs, device: torch.device
+    case: str, architecture: Architecture, weights: Tensors, inputs: Tensors, device: torch.device
 ) -> Callable[[], torch.Tensor]:
     who, *options = case.split("+")
-    latents, text, timestep = inputs[0].bfloat16(), inputs[1].bfloat16(), inputs[2]
     if who == "diffusers":
-        peer = _diffusers_model(config, weights)
+        peer = architecture.their_model(weights)
         if "compile" in options:
             peer.compile_repeated_blocks(fullgraph=True)
-        return lambda: peer(latents, timestep, text, return_dict=False)[0]
-    model = our_model(config, weights, device, torch.bfloat16)
+        return lambda: architecture.theirs(peer, inputs, torch.bfloat16)
+    model = architecture.our_model(weights, device, torch.bfloat16)
+    if "fp8" in options:
+        model.quantize()
     choice = {"sdpa": "TORCH_SDPA", "flash": "FLASH_ATTN"}.get(next(iter({"sdpa", "flash"} & set(options)), ""))
     select_attention_backends(model, device, torch.bfloat16, choice)
-    return lambda: model(latents, text, timestep)
-
-
-def _diffusers_model(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Any:
-    from diffusers import WanTransformer3DModel as Peer
-
-    with torch.device("meta"):
-        peer = Peer.from_config(config)
-    rope = Peer.from_config({**config, "num_layers": 0}).rope
-    peer.load_state_dict(weights, assign=True, strict=True)
-    peer.rope = rope.to(next(iter(weights.values())).device)
-    for name, module in peer.named_modules():
-        if name.rpartition(".")[2] in ("time_embedder", "norm2"):
-            module.float()
-        if "scale_shift_table" in module._parameters:
-            module.scale_shift_table.data = module.scale_shift_table.data.float()
-    return peer.eval()
+    return lambda: architecture.ours(model, inputs, torch.bfloat16)
 
 
 def _relative_rms(out: torch.Tensor, reference: torch.Tensor) -> float:

@@ -64,3 +64,57 @@ def _launch(
         HALF_HEAD=max(head_size // 2, 1), ROTATE=head_size > 0, ROWS=ROWS, BLOCK=block, num_warps=4 if block <= 2048
         else 8,
     )  # fmt: skip
+
+
+@triton.jit
+def _head_norm_rotate_kernel(
+    in_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr,
+    num_rows, num_tokens, num_rotated, width, out_tokens, first_out_token, out_part_stride, eps,
+    HEAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(1)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    weight = tl.load(weight_ptr + (part % 2) * HEAD + columns % HEAD).to(tl.float32)
+    pairs = tl.arange(0, BLOCK // 2)
+    for step in range(ROWS):
+        row = tl.program_id(0) * ROWS + step
+        if row < num_rows:
+            batch, token = row // num_tokens, row % num_tokens
+            x = tl.load(in_ptr + row.to(tl.int64) * 3 * width + part * width + columns, mask=inside, other=0.0)
+            if part < 2:
+                heads = tl.reshape(x.to(tl.float32), (BLOCK // HEAD, HEAD))
+                inverse = tl.rsqrt(tl.sum(heads * heads, axis=1) / HEAD + eps)
+                y = tl.reshape(heads * inverse[:, None], (BLOCK,)) * weight
+                if token < num_rotated:
+                    table = token * (HEAD // 2) + pairs % (HEAD // 2)
+                    cos, sin = tl.load(cos_ptr + table), tl.load(sin_ptr + table)
+                    even, odd = tl.split(tl.reshape(y, (BLOCK // 2, 2)))
+                    y = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
+                x = y.to(x.dtype)
+            target = part * out_part_stride + (batch * out_tokens + first_out_token + token).to(tl.int64) * width
+            tl.store(out_ptr + target + columns, x, mask=inside)
+
+
+HeadStream = tuple[torch.Tensor, torch.Tensor, float, tuple[torch.Tensor, torch.Tensor] | None]
+
+
+def head_norm_rotary(streams: list[HeadStream]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Streams of packed ``[b, s_i, 3 d]``, weights ``[2, head]``, epsilon and tables ``[<= s_i, head / 2]`` to queries,
+    keys and values ``[b, s, d]``. The values of a single stream stay where they are.
+    """
+    (first, weight, _, _), b, width = streams[0], streams[0][0].shape[0], streams[0][0].shape[2] // 3
+    total = sum(qkv.shape[1] for qkv, *_ in streams)
+    parts = 2 if len(streams) == 1 else 3
+    out = torch.empty(parts, b, total, width, dtype=first.dtype, device=first.device)
+    start = 0
+    for qkv, weight, eps, tables in streams:
+        num_tokens, (cos, sin) = qkv.shape[1], tables or (qkv, qkv)
+        num_rows, block = b * num_tokens, triton.next_power_of_2(width)
+        _head_norm_rotate_kernel[(triton.cdiv(num_rows, ROWS), parts)](
+            qkv, weight, cos, sin, out, num_rows, num_tokens, len(cos) if tables else 0, width, total, start,
+            b * total * width, eps, HEAD=weight.shape[1], ROWS=ROWS, BLOCK=block,
+            num_warps=4 if block <= 2048 else 8,
+        )  # fmt: skip
+        start += num_tokens
+    return out[0], out[1], first.chunk(3, dim=-1)[2] if parts == 2 else out[2]

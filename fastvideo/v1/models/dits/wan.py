@@ -147,6 +147,7 @@ class WanTransformer3DModel(Model):
     config_class = WanTransformerConfig
     packed_modules = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"), "norm_qk": ("norm_q", "norm_k")}
     renamed_keys = {".to_out.0.": ".to_out.", ".ffn.net.0.proj.": ".ffn.up.", ".ffn.net.2.": ".ffn.down."}
+    quantized_modules = ("blocks.",)
     float32_modules = ("time_embedder", "scale_shift_table", "norm2")
     original_keys = {
         ".self_attn.": ".attn1.",

@@ -47,6 +47,8 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
     model = build_model(resolve_model(class_name), repository.read_json(f"{name}/config.json"), device, dtype)
     deltas = read_adapter(model, args.lora_path, args.lora_scale) if name == "transformer" and args.lora_path else None
     load_weights(model, repository, name, deltas)
+    if name.startswith("transformer") and args.quantization is not None:
+        model.quantize()
     select_attention_backends(model, device, dtype, args.attention_backend)
     return model
 

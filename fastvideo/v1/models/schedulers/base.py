@@ -35,8 +35,13 @@ class Scheduler(Protocol):
         """
         ...
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device) -> None:
-        """Start over with ``num_inference_steps`` timesteps, ``[num_inference_steps]`` on ``device``."""
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device, sigmas: list[float] | None = None
+    ) -> None:
+        """Start over with ``num_inference_steps`` timesteps, ``[num_inference_steps]`` on ``device``.
+
+        ``sigmas`` are the noise levels before the shift, where they are not the scheduler's own choice.
+        """
         ...
 
     def step(self, model_output: torch.Tensor, step_index: int, sample: torch.Tensor) -> torch.Tensor:

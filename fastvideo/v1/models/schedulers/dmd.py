@@ -50,7 +50,10 @@ class DMDScheduler(ConfigMixin):
             )
         self._seeds = tuple(seeds)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device) -> None:
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device, sigmas: list[float] | None = None
+    ) -> None:
+        """Starts over with the timesteps of the distillation, whatever ``sigmas``."""
         timesteps = list(self.config["denoising_timesteps"])
         if num_inference_steps != len(timesteps):
             raise ValueError(

@@ -7,6 +7,8 @@ a convolution needs of the chunks before lies in a ``FrameCache``, so the result
 import torch
 from torch import nn
 
+from fastvideo.v1.models.vaes.channels_last import convolve
+
 
 class FrameCache:
     """The last input frames of every causal convolution, from one chunk of a video to the next.
@@ -67,13 +69,4 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x: torch.Tensor, cache: FrameCache) -> torch.Tensor:  # type: ignore[override]
         frames, new = cache.window(self, x.shape, x)
         new.copy_(x)
-        return self.convolve(frames, self.bias)
-
-    def convolve(self, frames: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The convolution of a filled window; without ``bias`` the caller adds it, in passing, elsewhere."""
-        if frames.device.type == "cpu" and frames.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-            # Left to choose, PyTorch sends small float32 videos to a kernel that is 2 to 8 times slower.
-            return torch.ops.aten.mkldnn_convolution(
-                frames, self.weight, bias, self.padding, self.stride, self.dilation, self.groups
-            )
-        return self._conv_forward(frames, self.weight, bias)
+        return convolve(self, frames, self.bias)

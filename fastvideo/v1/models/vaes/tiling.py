@@ -1,9 +1,9 @@
-"""Work on a large picture in overlapping square tiles whose seams are blended linearly.
+"""Work on a large picture in overlapping square tiles, on a long video in overlapping spans; seams are blended.
 
 Legend: ``b`` batch, ``c`` channels, ``t`` frames, ``h w`` rows and columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class TileGrid:
-    """Square tiles of ``tile`` rows and columns, one every ``stride``."""
+    """Square tiles of ``tile`` rows and columns, or spans of ``tile`` frames, one every ``stride``."""
 
     tile: int
     stride: int
@@ -21,7 +21,7 @@ class TileGrid:
         return self.tile - self.stride
 
     def exceeded_by(self, x: torch.Tensor) -> bool:
-        """Whether ``x`` ``[b c t h w]`` is larger than one tile."""
+        """Whether the pictures of ``x`` ``[b c t h w]`` are larger than one tile."""
         return max(x.shape[-2:]) > self.tile
 
 
@@ -60,12 +60,37 @@ def process_tiles(
     return out
 
 
+def process_spans(
+    x: torch.Tensor,
+    process: Callable[[torch.Tensor], torch.Tensor],
+    source: TileGrid,
+    target: TileGrid,
+) -> Iterator[torch.Tensor]:
+    """``process`` applied to every span of frames of ``x``, the results joined and handed on a stride at a time.
+
+    Causal models keep the first frame single, so the spans stand behind it, and each has one frame more in front: the
+    first frame itself, or one that only lends its place and is dropped from the result. The order is that of diffusers'
+    ``AutoencoderKLHunyuanVideo._temporal_tiled_decode``.
+    """
+    seam: torch.Tensor | None = None
+    for start in range(0, max(x.shape[2] - 1, 1), source.stride):
+        span = process(x[:, :, start : start + source.tile + 1])
+        if seam is None:
+            ready = span[:, :, : target.stride + 1]
+        else:
+            span = span[:, :, 1:]
+            _fade_in(span, seam, dim=-3)
+            ready = span[:, :, : target.stride]
+        # Copied, because whoever takes the frames may change them.
+        seam = span[:, :, -target.overlap :].clone()
+        yield ready
+
+
 def _fade_in(tile: torch.Tensor, seam: torch.Tensor, dim: int) -> None:
-    """Blend the first rows (or columns) of ``tile`` with its neighbour's last ones, ``seam``, in place."""
+    """Blend the first columns (or rows, or frames) of ``tile`` with its neighbour's last ones, ``seam``, in place."""
     size = min(seam.shape[dim], tile.shape[dim])
     weight = torch.arange(size, device=tile.device, dtype=torch.float32) / size
-    if dim == -2:
-        weight = weight[:, None]
+    weight = weight.view(-1, *[1] * (-1 - dim))
     head = tile.narrow(dim, 0, size)
     tail = seam.narrow(dim, seam.shape[dim] - size, size)
     head.copy_(tail * (1 - weight) + head * weight)

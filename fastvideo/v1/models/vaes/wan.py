@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
-from fastvideo.v1.models.base import Model, ModelConfig
+from fastvideo.v1.models.base import ModelConfig
+from fastvideo.v1.models.vaes.base import VideoAutoencoder
 from fastvideo.v1.models.vaes.causal_conv import CausalConv3d, FrameCache
+from fastvideo.v1.models.vaes.channels_last import add_bias_residual, convolve, use_channels_last
 from fastvideo.v1.models.vaes.tiling import TileGrid, process_tiles
 
 # Tiles of 256 pixels every 192, as diffusers has them.
@@ -86,16 +88,7 @@ def norm_silu_conv(
         norm_silu(x, bias, norm.gamma, new, norm.EPS)
     else:
         new.copy_(F.silu(norm(x if bias is None else x + bias.view(-1, 1, 1, 1)), inplace=True))
-    return conv.convolve(frames, None)
-
-
-def add_bias_residual(x: torch.Tensor, bias: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """``x + bias + y``, in place of ``x``."""
-    if x.is_cuda and all(z.is_contiguous(memory_format=torch.channels_last_3d) for z in (x, y)):
-        from fastvideo.v1.layers.kernels import channel_norm
-
-        return channel_norm.add_bias_residual(x, bias, y)
-    return x.add_(bias.view(-1, 1, 1, 1)).add_(y)
+    return convolve(conv, frames, None)
 
 
 class ResidualBlock(nn.Module):
@@ -266,13 +259,10 @@ class Decoder(nn.Module):
         return x.add_(self.conv_out.bias.view(-1, 1, 1, 1))
 
 
-class AutoencoderKLWan(Model):
-    """Pixels in [-1, 1] to the latents that a DiT works on, and back.
+class AutoencoderKLWan(VideoAutoencoder):
+    """The whole autoencoder; normalised latents are ``(raw - latents_mean) / latents_std``.
 
-    Latents are *normalised* on both sides, ``(raw - latents_mean) / latents_std``: ``encode`` returns what a DiT reads
-    and ``decode`` takes what it made. diffusers' ``AutoencoderKLWan`` takes and returns raw latents; ``normalize`` and
-    ``denormalize`` go between the two. With ``use_tiling`` pictures over 256 pixels a side go through in blended tiles:
-    less memory, slightly other pixels.
+    With ``use_tiling`` pictures over 256 pixels a side go through in tiles.
     """
 
     config_class: ClassVar[type[ModelConfig]] = WanVAEConfig
@@ -284,12 +274,13 @@ class AutoencoderKLWan(Model):
         self.quant_conv = nn.Conv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.post_quant_conv = nn.Conv3d(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
-        self.use_tiling = False
-        factor = config.scale_factor_spatial
+        self.spatial_factor = factor = config.scale_factor_spatial
+        self.temporal_factor = config.scale_factor_temporal
+        self.out_channels = config.out_channels
         self._pixel_grid = TileGrid(tile=_TILE_PIXELS, stride=_TILE_STRIDE_PIXELS)
         self._latent_grid = TileGrid(tile=_TILE_PIXELS // factor, stride=_TILE_STRIDE_PIXELS // factor)
         self.requires_grad_(False)
-        _use_channels_last(self)
+        use_channels_last(self)
 
     def normalize(self, raw: torch.Tensor) -> torch.Tensor:
         """Raw latents ``[b c t h w]`` to the DiT's, in float32."""
@@ -301,16 +292,9 @@ class AutoencoderKLWan(Model):
         mean, std = self._statistics(latents.device)
         return latents.float() * std + mean
 
-    def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """Pixels ``[b 3 4k+1 h w]`` in [-1, 1] to normalised latents ``[b z k+1 h/8 w/8]``, the posterior's mode.
-
-        The result is float32. Raises ``ValueError`` for other frame counts and for sides that 8 does not divide.
-        """
-        return self.normalize(self.encode_moments(video)[0])
-
     def encode_moments(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The posterior's mean and log-variance, raw, each ``[b z k+1 h/8 w/8]``; see ``encode``."""
-        self._check_video(video)
+        self.check_video(video)
         video = video.to(self.quant_conv.weight.dtype)
         if self.use_tiling and self._pixel_grid.exceeded_by(video):
             moments = process_tiles(video, self._encode_tile, self._pixel_grid, self._latent_grid)
@@ -318,18 +302,6 @@ class AutoencoderKLWan(Model):
             moments = self._encode_tile(video)
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Normalised latents ``[b z k+1 h w]`` to pixels ``[b 3 4k+1 8h 8w]`` in [-1, 1], in the model's dtype."""
-        b, _, t, h, w = latents.shape
-        time, space = self.config.scale_factor_temporal, self.config.scale_factor_spatial
-        dtype = self.post_quant_conv.weight.dtype
-        video = latents.new_empty(b, self.config.out_channels, 1 + time * (t - 1), space * h, space * w, dtype=dtype)
-        first = 0
-        for chunk in self.decode_stream(latents):
-            video[:, :, first : first + chunk.shape[2]] = chunk
-            first += chunk.shape[2]
-        return video
 
     def decode_stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """``decode`` a chunk at a time: pixels ``[b 3 1 8h 8w]`` once, then ``[b 3 4 8h 8w]`` per latent frame.
@@ -370,24 +342,3 @@ class AutoencoderKLWan(Model):
         statistics = torch.tensor([self.config.latents_mean, self.config.latents_std], device=device)
         mean, std = statistics.view(2, 1, -1, 1, 1, 1)
         return mean, std
-
-    def _check_video(self, video: torch.Tensor) -> None:
-        frames, height, width = video.shape[2:]
-        time, space = self.config.scale_factor_temporal, self.config.scale_factor_spatial
-        if (frames - 1) % time:
-            below = (frames - 1) // time * time + 1
-            raise ValueError(f"num_frames={frames} must be {time}k+1 for this VAE; nearest: {below}, {below + time}")
-        if height % space or width % space:
-            raise ValueError(
-                f"height={height}, width={width} must be divisible by {space} for this VAE; "
-                f"nearest below: {height // space * space}, {width // space * space}"
-            )
-
-
-def _use_channels_last(model: nn.Module) -> None:
-    """Store the convolutions' weights in the feature maps' layout, which copies into them keep."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv3d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-        elif isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)

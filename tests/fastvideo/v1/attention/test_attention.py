@@ -42,12 +42,9 @@ def test_unasked_the_cpu_gets_sdpa_even_from_a_layer_that_does_not_name_it():
         assert select_backend(64, torch.float32, CPU, supported).__name__ == "SDPABackend"
 
 
-@pytest.mark.parametrize(
-    ("choice", "reason"),
-    [(_Backend.FLASH_ATTN, "needs a CUDA device, not cpu"), (_Backend.SLIDING_TILE_ATTN, "does not have it")],
-)
-def test_an_explicit_choice_that_cannot_be_had_raises_and_says_what_could(choice, reason):
-    with pytest.raises(ValueError, match=rf"{choice} cannot be had: .*{reason}; here you could have: TORCH_SDPA"):
+def test_an_explicit_choice_that_cannot_be_had_raises_and_says_what_could():
+    choice, message = _Backend.FLASH_ATTN, "needs a CUDA device, not cpu; here you could have: TORCH_SDPA"
+    with pytest.raises(ValueError, match=f"{choice} cannot be had: it {message}"):
         select_backend(64, torch.float32, CPU, (choice, _Backend.TORCH_SDPA), requested=choice)
 
 

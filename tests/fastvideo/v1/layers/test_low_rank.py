@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fastvideo.v1.distributed.parallel_state import ParallelGroup
 from fastvideo.v1.layers import linear
-from fastvideo.v1.layers.linear import LinearBase, MergedColumnParallelLinear, RowParallelLinear
+from fastvideo.v1.layers.linear import LinearBase, MergedColumnParallelLinear, MergedRowParallelLinear
 from fastvideo.v1.layers.low_rank import WeightDelta
 from fastvideo.v1.layers.mlp import GeluMLP
 
@@ -70,15 +70,17 @@ def test_ranks_of_a_merged_column_parallel_layer_hold_their_rows_of_every_part(m
         torch.testing.assert_close(whole.double(), x.double() @ dense(delta, weights[part]).T, rtol=1e-4, atol=1e-4)
 
 
-def test_ranks_of_a_row_parallel_layer_sum_to_the_whole(monkeypatch):
-    weight, bias, delta, x = torch.randn(6, 8), torch.randn(6), draw_delta(8, 6), torch.randn(3, 8)
+@pytest.mark.parametrize("sizes", [[8], [6, 4]])
+def test_ranks_of_a_row_parallel_layer_sum_to_the_whole(monkeypatch, sizes):
+    total = sum(sizes)
+    weight, bias, delta, x = torch.randn(6, total), torch.randn(6), draw_delta(total, 6), torch.randn(3, total)
     parts = []
     for rank in range(2):
         monkeypatch.setattr(linear, "get_tp_group", lambda rank=rank: ParallelGroup("tensor", rank, 2))
         monkeypatch.setattr(ParallelGroup, "all_reduce", lambda self, tensor: tensor)
-        layer = RowParallelLinear(8, 6)
+        layer = MergedRowParallelLinear(sizes, 6)
         fill(layer, [weight], bias)
         layer.branch = layer.low_rank_branch(delta, 0)
-        parts.append(layer(x.chunk(2, dim=-1)[rank]))
+        parts.append(layer(*(piece.chunk(2, dim=-1)[rank] for piece in x.split(sizes, dim=-1))))
     expected = x.double() @ dense(delta, weight).T + bias.double()
     torch.testing.assert_close(sum(parts).double(), expected, rtol=1e-4, atol=1e-4)
