@@ -11,9 +11,10 @@ from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_wan_l
 from safetensors.torch import save_file
 
 from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.models.dits.hunyuan import HunyuanVideoTransformer3DModel
 from fastvideo.v1.models.dits.wan import WanTransformer3DModel, WanTransformerConfig
 from fastvideo.v1.models.loader.adapter import _place, read_adapter, set_adapter
-from fastvideo.v1.models.loader.component import load_component
+from fastvideo.v1.models.loader.component import build_model, load_component
 from fastvideo.v1.models.loader.repository import ModelRepository
 
 Tensors = dict[str, torch.Tensor]
@@ -46,6 +47,10 @@ def reference(tiny_wan: str) -> diffusers.WanTransformer3DModel:
 
 @pytest.fixture
 def adapter(reference: diffusers.WanTransformer3DModel) -> Tensors:
+    return draw_adapter(reference)
+
+
+def draw_adapter(reference: torch.nn.Module) -> Tensors:
     """Pairs of rank 2 to 4 for every linear layer, in the layout of diffusers; every other one has its alpha."""
     tensors: Tensors = {}
     linears = [(name, m) for name, m in reference.named_modules() if isinstance(m, torch.nn.Linear)]
@@ -127,6 +132,30 @@ def test_kept_apart_equals_merged_and_can_be_changed_and_taken_off(tiny_wan, ada
         assert max_error(model(latents, text, timestep), merged(latents, text, timestep)) < 1e-5
     set_adapter(model, None, 1.0)
     assert torch.equal(model(latents, text, timestep), plain)
+
+
+def test_hunyuan_video_takes_adapters_by_its_tables(write, load_weights, max_error):
+    reference = diffusers.HunyuanVideoTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        text_embed_dim=32,
+        pooled_projection_dim=16,
+        rope_axes_dim=(4, 6, 6),
+    ).eval()
+    adapter = draw_adapter(reference)
+    path = write(adapter)
+    ours = build_model(HunyuanVideoTransformer3DModel, dict(reference.config), torch.device("cpu"), torch.float32)
+    load_weights(ours, reference.state_dict())
+    set_adapter(ours, path, 0.7)
+    merge_by_hand(reference, adapter, 0.7)
+    latents, text, pooled = torch.randn(2, 16, 2, 4, 6), torch.randn(2, 5, 32), torch.randn(2, 16)
+    timestep, guidance = torch.rand(2) * 1000, torch.rand(2) * 8000
+    mask = torch.ones(2, 5, dtype=torch.long)
+    expected = reference(latents, timestep, text, mask, pooled, guidance, return_dict=False)[0]
+    assert max_error(ours(latents, [text, pooled], timestep, None, guidance), expected) < TOLERANCE
 
 
 def test_whole_differences_of_weights_and_biases_are_merged(tiny_wan, reference, write, max_error):
