@@ -81,7 +81,7 @@ class ReplicatedLinear(LinearBase):
 
     load_bias = load_weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         return self.multiply(x)
 
 
@@ -105,7 +105,7 @@ class MergedColumnParallelLinear(LinearBase):
 
     load_bias = load_weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         return self.multiply(x)
 
 
@@ -116,7 +116,7 @@ class ColumnParallelLinear(MergedColumnParallelLinear):
         super().__init__(input_size, [output_size], bias)
         self.gather_output = gather_output
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         out = super().forward(x)
         return self._group.all_gather(out, dim=-1) if self.gather_output else out
 

@@ -19,10 +19,10 @@ class UpGelu(ColumnParallelLinear):
     Quantized, it returns its output quantized, for the layer after it.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor | QuantizedRows:  # type: ignore[override]
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor | QuantizedRows:  # type: ignore[override]
         if self.quantized is not None:
             return quantize_rows(self.multiply(x), gelu=True)
-        if x.is_cuda and self.bias is not None and self.branch is None:
+        if isinstance(x, torch.Tensor) and x.is_cuda and self.bias is not None and self.branch is None:
             # cuBLASLt applies the tanh GELU in the matrix product's epilogue: one pass over the widest tensor less.
             flat = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
             return flat.unflatten(0, x.shape[:-1])
@@ -37,7 +37,7 @@ class GeluMLP(nn.Module):
         self.up = UpGelu(hidden_size, inner_size)
         self.down = RowParallelLinear(inner_size, hidden_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         return self.down(self.up(x))
 
 
@@ -49,7 +49,7 @@ class SiluMLP(nn.Module):
         self.up = ColumnParallelLinear(hidden_size, inner_size)
         self.down = RowParallelLinear(inner_size, hidden_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         return self.down(F.silu(self.up(x)))
 
 

@@ -66,4 +66,5 @@ def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torc
 
 
 def _has_kernel(x: torch.Tensor, modulation: torch.Tensor) -> bool:
-    return x.is_cuda and x.is_contiguous() and modulation.shape[1] == 1
+    # A CUDA grid has no more than 65,535 rows, which are samples here, or runs of tokens with a timestep of their own.
+    return x.is_cuda and x.is_contiguous() and modulation.shape[1] == 1 and len(x) < 2**16

@@ -23,9 +23,9 @@ def bench_dit(
 ) -> dict[str, Any]:
     """Seconds, TFLOP/s and error of one bfloat16 forward for each case.
 
-    A case is ``ours`` or ``diffusers``, then options: ``+sdpa``, ``+flash`` or ``+fp8`` for ours, ``+compile`` for diffusers. The
-    error is the RMS distance to our float32 forward over its RMS, of the model's first blocks at full width, and, as
-    ``error_ratio``, over that of diffusers.
+    A case is ``ours`` or ``diffusers``, then options: ``+sdpa``, ``+flash`` or ``+fp8`` for ours, ``+compile`` for
+    diffusers. The error is the RMS distance to our float32 forward over its RMS, of the model's first blocks at full
+    width, and, as ``error_ratio``, over that of diffusers.
     """
     device = resolve_device(device_choice)
     architecture = load_architecture(model)

@@ -1,7 +1,9 @@
-"""Wan2.1's diffusion transformer (arXiv 2503.20314, section 4.2; reference: diffusers ``WanTransformer3DModel``).
+"""The diffusion transformer of Wan2.1 and Wan2.2 (arXiv 2503.20314, section 4.2; reference: diffusers
+``WanTransformer3DModel``).
 
 Legend: ``b`` batch, ``c`` latent channels, ``t h w`` latent frames, height, width, ``s`` video tokens, ``l`` text
-tokens, ``n`` heads, ``d`` width (``n`` times the head size).
+tokens, ``i`` image tokens, ``e`` width of image embeddings, ``n`` heads, ``d`` width (``n`` times the head size). The
+tokens of a sample may be ``g`` equal runs (its frames, say) with a timestep each: then ``r = b g``, else ``r = b``.
 """
 
 import math
@@ -29,6 +31,7 @@ from fastvideo.v1.layers.modulation import (
 from fastvideo.v1.layers.norms import LayerNorm, RMSNorm
 from fastvideo.v1.layers.patch_embedding import PatchEmbedding, unpatchify
 from fastvideo.v1.layers.qk_norm import QKNormRotary
+from fastvideo.v1.layers.quantization import QuantizedRows
 from fastvideo.v1.layers.rotary import RotaryTables, rotary_tables
 from fastvideo.v1.layers.time_embedding import TimestepEmbedder
 from fastvideo.v1.models.base import Model, ModelConfig
@@ -50,6 +53,9 @@ class WanTransformerConfig(ModelConfig):
     cross_attn_norm: bool = True
     qk_norm: str = "rms_norm_across_heads"
     eps: float = 1e-6
+    image_dim: int | None = None
+    added_kv_proj_dim: int | None = None
+    pos_embed_seq_len: int | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -74,13 +80,16 @@ class WanSelfAttention(nn.Module):
         self.attn = DistributedAttention(num_heads, self.head_size)
         self.to_out = RowParallelLinear(width, width)
 
-    def forward(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows, rotary: RotaryTables) -> torch.Tensor:
         query, key, value = self.norm_qk(self.to_qkv(x), rotary)
         return self.to_out(self.attn(query, key, value).flatten(-2))
 
 
 class WanCrossAttention(nn.Module):
-    """Attention from video tokens to text tokens; the zero padding of the text is attended, as in training."""
+    """Attention from video tokens to text tokens and, in image-to-video models, beside it to image tokens.
+
+    The zero padding of the text is attended, as in training.
+    """
 
     def __init__(self, config: WanTransformerConfig) -> None:
         super().__init__()
@@ -89,15 +98,24 @@ class WanCrossAttention(nn.Module):
         self.to_kv = MergedColumnParallelLinear(width, [width, width])
         self.norm_q = RMSNorm(width, config.eps)
         self.norm_k = RMSNorm(width, config.eps)
+        if config.added_kv_proj_dim is not None:
+            self.add_kv_proj = MergedColumnParallelLinear(config.added_kv_proj_dim, [width, width])
+            self.norm_added_k = RMSNorm(width, config.eps)
         num_heads = get_tp_group().shard_size(config.num_attention_heads, "num_attention_heads")
         self.attn = LocalAttention(num_heads, self.head_size)
         self.to_out = RowParallelLinear(width, width)
 
-    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        key, value = self.to_kv(text).chunk(2, dim=-1)
-        query, key = self.norm_q(self.to_q(x)), self.norm_k(key)
-        query, key, value = (tensor.unflatten(-1, (-1, self.head_size)) for tensor in (query, key, value))
-        return self.to_out(self.attn(query, key, value).flatten(-2))
+    def forward(self, x: torch.Tensor | QuantizedRows, text: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:
+        query = self.norm_q(self.to_q(x)).unflatten(-1, (-1, self.head_size))
+        y = self._attend(query, self.to_kv(text), self.norm_k)
+        if image is not None:
+            y = y + self._attend(query, self.add_kv_proj(image), self.norm_added_k)
+        return self.to_out(y)
+
+    def _attend(self, query: torch.Tensor, key_value: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        key, value = key_value.chunk(2, dim=-1)
+        key, value = (tensor.unflatten(-1, (-1, self.head_size)) for tensor in (norm(key), value))
+        return self.attn(query, key, value).flatten(-2)
 
 
 class WanTransformerBlock(nn.Module):
@@ -113,42 +131,94 @@ class WanTransformerBlock(nn.Module):
         self.ffn = GeluMLP(config.hidden_size, config.ffn_dim)
 
     def forward(
-        self, x: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rotary: RotaryTables
+        self,
+        x: torch.Tensor,
+        text: torch.Tensor,
+        image: torch.Tensor | None,
+        modulation: torch.Tensor,
+        rotary: RotaryTables,
     ) -> torch.Tensor:
-        """``[b, s, d]`` to ``[b, s, d]``; ``text`` is ``[b, l, d]``, ``modulation`` float32 ``[b, 1 or s, 6, d]``."""
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.scale_shift_table + modulation).unbind(dim=-2)
-        y = self.attn1(modulated_norm(x, shift, scale, self.eps), rotary)
-        x, y = gated_residual_norm(x, y, gate, self.norm2)
-        y = self.attn2(y, text)
-        x, y = residual_modulated_norm(x, y, ffn_shift, ffn_scale, self.eps)
+        """``[r, s / g, d]`` to the same; ``text`` ``[b, l, d]``, ``image`` ``[b, i, d]``, ``modulation`` float32
+        ``[r, 6, d]``.
+        """
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.scale_shift_table + modulation).chunk(6, dim=1)
+        samples = (len(text), -1, x.shape[-1])  # attention is among all tokens of a sample
+        in_8_bits = self.ffn.up.quantized is not None
+        y = modulated_norm(x, shift, scale, self.eps, in_8_bits)
+        y = self.attn1(y.view(samples), rotary).view_as(x)
+        x, y = gated_residual_norm(x, y, gate, self.norm2, in_8_bits)
+        y = self.attn2(y.view(samples), text, image).view_as(x)
+        x, y = residual_modulated_norm(x, y, ffn_shift, ffn_scale, self.eps, quantize=in_8_bits)
         return gated_residual(x, self.ffn(y), ffn_gate)
 
 
+class WanImageEmbedding(nn.Module):
+    """Image embeddings to the transformer's width: ``[b, i, e]`` to ``[b, i, d]``.
+
+    With ``pos_embed_seq_len`` (first-and-last-frame models) ``i`` counts the tokens of both images, in turn.
+    """
+
+    def __init__(self, image_dim: int, hidden_size: int, pos_embed_seq_len: int | None) -> None:
+        super().__init__()
+        self.pos_embed = None
+        if pos_embed_seq_len is not None:
+            self.pos_embed = nn.Parameter(torch.empty(1, pos_embed_seq_len, image_dim), requires_grad=False)
+        self.norm1 = LayerNorm(image_dim, eps=1e-5)
+        self.up = ReplicatedLinear(image_dim, image_dim)
+        self.down = ReplicatedLinear(image_dim, hidden_size)
+        self.norm2 = LayerNorm(hidden_size, eps=1e-5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.pos_embed is not None:
+            image = image + self.pos_embed
+        return self.norm2(self.down(F.gelu(self.up(self.norm1(image)))))
+
+
 class WanConditionEmbedder(nn.Module):
-    """Timestep and text to the transformer's width."""
+    """Timestep, text and image to the transformer's width."""
 
     def __init__(self, config: WanTransformerConfig) -> None:
         super().__init__()
-        self.time_embedder = TimestepEmbedder(config.freq_dim, config.hidden_size)
-        self.time_proj = ReplicatedLinear(config.hidden_size, 6 * config.hidden_size)
-        self.text_embedder = TextProjection(config.text_dim, config.hidden_size)
+        width = config.hidden_size
+        self.time_embedder = TimestepEmbedder(config.freq_dim, width)
+        self.time_proj = ReplicatedLinear(width, 6 * width)
+        self.text_embedder = TextProjection(config.text_dim, width)
+        if config.image_dim is not None:
+            self.image_embedder = WanImageEmbedding(config.image_dim, width, config.pos_embed_seq_len)
 
-    def forward(self, timestep: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``timestep`` ``[b]`` and ``text`` ``[b, l, text_dim]`` to the time embedding, the modulation and the text."""
-        time = self.time_embedder(timestep).to(text.dtype).unsqueeze(1)
+    def forward(
+        self, timestep: torch.Tensor, text: torch.Tensor, image: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """``timestep`` ``[r]``, ``text`` ``[b, l, text_dim]`` and ``image`` ``[b, i, e]`` to the time embedding
+        ``[r, 1, d]``, the modulation float32 ``[r, 6, d]``, the text ``[b, l, d]`` and the image ``[b, i, d]``.
+        """
+        time = self.time_embedder(timestep).to(text.dtype)
         modulation = self.time_proj(F.silu(time)).float().unflatten(-1, (6, -1))
-        return time, modulation, self.text_embedder(text)
+        image = None if image is None else self.image_embedder(image)
+        return time.unsqueeze(1), modulation, self.text_embedder(text), image
 
 
 class WanTransformer3DModel(Model):
-    """Predicts the flow of noised video latents from timestep and text."""
+    """Predicts the flow of noised video latents from timestep, text and, in image-to-video models, an image."""
 
     config: WanTransformerConfig
     config_class = WanTransformerConfig
-    packed_modules = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"), "norm_qk": ("norm_q", "norm_k")}
-    renamed_keys = {".to_out.0.": ".to_out.", ".ffn.net.0.proj.": ".ffn.up.", ".ffn.net.2.": ".ffn.down."}
+    packed_modules = {
+        "to_qkv": ("to_q", "to_k", "to_v"),
+        "to_kv": ("to_k", "to_v"),
+        "add_kv_proj": ("add_k_proj", "add_v_proj"),
+        "norm_qk": ("norm_q", "norm_k"),
+    }
+    renamed_keys = {
+        ".to_out.0.": ".to_out.",
+        ".ffn.net.0.proj.": ".ffn.up.",
+        ".ffn.net.2.": ".ffn.down.",
+        ".ff.net.0.proj.": ".up.",
+        ".ff.net.2.": ".down.",
+    }
+    ignored_keys = ("norm_added_q.weight",)
     quantized_modules = ("blocks.",)
-    float32_modules = ("time_embedder", "scale_shift_table", "norm2")
+    float32_modules = ("time_embedder", "scale_shift_table", "norm1", "norm2")
     original_keys = {
         ".self_attn.": ".attn1.",
         ".cross_attn.": ".attn2.",
@@ -196,19 +266,25 @@ class WanTransformer3DModel(Model):
         """The predicted flow.
 
         ``hidden_states`` ``[b, c, t, h, w]``, ``encoder_hidden_states`` ``[b, l, text_dim]``, ``timestep`` ``[b]`` in
-        [0, 1000); returns ``[b, c, t, h, w]``. Wan2.1 text-to-video takes neither image nor embedded guidance.
+        [0, 1000), or ``[b, g]`` with one for each of ``g`` equal runs of tokens (``g`` latent frames, or all tokens);
+        ``encoder_hidden_states_image`` ``[b, i, e]`` for a model with an image embedder, and for no other. Returns
+        ``[b, out_channels, t, h, w]``.
         """
-        assert encoder_hidden_states_image is None, "this checkpoint is not conditioned on images"
+        has_image = encoder_hidden_states_image is not None
+        assert has_image == (self.config.image_dim is not None), "image embeddings are for models with image_dim"
         assert guidance is None, "this model has no embedded guidance"
         grid = self._grid(hidden_states)
         rotary = rotary_tables(grid, self.config.rotary_axes_dim, 10_000.0, hidden_states.device)
+        time, modulation, text, image = self.condition_embedder(
+            timestep.flatten(), encoder_hidden_states, encoder_hidden_states_image
+        )
         x = self.patch_embedding(hidden_states)
-        time, modulation, text = self.condition_embedder(timestep, encoder_hidden_states)
+        x = x.view(len(time), -1, x.shape[-1])
         for block in self.blocks:
-            x = block(x, text, modulation, rotary)
-        shift, scale = (self.scale_shift_table + time).float().unsqueeze(1).chunk(2, dim=-2)
-        x = modulated_norm(x, shift.squeeze(-2), scale.squeeze(-2), self.config.eps)
-        return unpatchify(self.proj_out(x), grid, self.config.patch_size)
+            x = block(x, text, image, modulation, rotary)
+        shift, scale = (self.scale_shift_table + time).float().chunk(2, dim=1)
+        x = self.proj_out(modulated_norm(x, shift, scale, self.config.eps))
+        return unpatchify(x.view(len(text), -1, x.shape[-1]), grid, self.config.patch_size)
 
     def _grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
         """Tokens along t, h and w."""

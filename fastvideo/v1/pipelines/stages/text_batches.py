@@ -33,8 +33,9 @@ class Tokens:
 
         A matrix product of another shape may be another kernel, which adds in another order. So the shape of a call
         follows from a text's own length alone: padded to a multiple of 16 tokens, in as many rows as that length gets,
-        the last call filled up with repeats. A GPU's kernels treat all rows of one shape alike; those of a CPU need
-        not, so there every text has a call to itself.
+        the last call filled up with repeats. A GPU's kernels treat all rows of one shape alike, as measured: UMT5-XXL
+        on an H100 gave 984 texts the same bits in other company, and 100 of them alone; without the repeats 72 of those
+        differed. A CPU's need not and gain little from batches, so there every text has a call to itself.
         """
         steps = (self.attention_mask.sum(dim=1) + _LENGTH_STEP - 1) // _LENGTH_STEP
         lengths = (steps.clamp(min=1) * _LENGTH_STEP).clamp(max=self.input_ids.shape[1])

@@ -17,7 +17,7 @@ from fastvideo.v1.layers.rotary import apply_rotary, rotary_tables
 from fastvideo.v1.models.vaes import hunyuan
 from fastvideo.v1.models.vaes.causal_conv import CausalConv3d, FrameCache
 from fastvideo.v1.models.vaes.channels_last import add_bias_residual
-from fastvideo.v1.models.vaes.wan import ChannelRMSNorm, norm_silu_conv
+from fastvideo.v1.models.vaes.wan_blocks import ChannelRMSNorm, norm_silu_conv
 
 pytestmark = [
     pytest.mark.gpu,

@@ -61,10 +61,19 @@ def test_float32_parts_stay_float32():
     assert all("time_embedder" in name or "scale_shift_table" in name or "norm2" in name for name in kept)
 
 
-@pytest.mark.parametrize(("heads", "ffn", "layers"), [(12, 8960, 30), (40, 13824, 40)], ids=["1.3B", "14B"])
-def test_full_size_checkpoint_has_every_parameter_and_no_other(heads, ffn, layers):
+FULL_SIZES = {
+    "1.3B": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    "14B": {},
+    "I2V 14B": {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
+    "FLF2V 14B": {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120, "pos_embed_seq_len": 514},
+    "TI2V 5B": {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48},
+}
+
+
+@pytest.mark.parametrize("sizes", FULL_SIZES.values(), ids=FULL_SIZES.keys())
+def test_full_size_checkpoint_has_every_parameter_and_no_other(sizes):
     with torch.device("meta"):
-        reference = diffusers.WanTransformer3DModel(num_attention_heads=heads, ffn_dim=ffn, num_layers=layers)
+        reference = diffusers.WanTransformer3DModel(**sizes)
         ours = WanTransformer3DModel(WanTransformerConfig.from_dict(dict(reference.config)))
     parameters = dict(ours.named_parameters())
     places = {key: parameter_of(ours, parameters, key) for key in reference.state_dict()}
@@ -72,3 +81,60 @@ def test_full_size_checkpoint_has_every_parameter_and_no_other(heads, ffn, layer
     assert len(set(places.values())) == len(places)
     assert {place[0] for place in places.values() if place} == set(parameters)
     assert sum(p.numel() for p in parameters.values()) == sum(p.numel() for p in reference.parameters())
+
+
+class TestImageConditioning:
+    """Three image tokens a picture, of width 28; a model for first and last frame has two pictures."""
+
+    @pytest.fixture(params=[None, 6], ids=["first frame", "first and last frame"])
+    def models(self, request, load_weights) -> tuple[WanTransformer3DModel, diffusers.WanTransformer3DModel]:
+        reference = diffusers.WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=20,
+            text_dim=40,
+            freq_dim=24,
+            ffn_dim=72,
+            num_layers=2,
+            in_channels=36,
+            image_dim=28,
+            added_kv_proj_dim=40,
+            pos_embed_seq_len=request.param,
+        ).eval()
+        for parameter in reference.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+        ours = WanTransformer3DModel(WanTransformerConfig.from_dict(dict(reference.config)))
+        # Published files have a weight that nothing reads.
+        load_weights(ours, reference.state_dict() | {"blocks.0.attn2.norm_added_q.weight": torch.zeros(40)})
+        return ours, reference
+
+    def inputs(self, b: int, pictures: int):
+        # The reference cuts image from text tokens by the length of Wan's texts, 512.
+        latents, text, timestep = random_inputs(40, b, 3, 4, 6, num_text=512)
+        return torch.cat((latents, torch.randn(b, 20, 3, 4, 6)), 1), text, timestep, torch.randn(b, 3 * pictures, 28)
+
+    @pytest.mark.parametrize("b", [1, 2])
+    def test_forward_matches_diffusers(self, models, max_error, b):
+        ours, reference = models
+        pictures = 1 if reference.config.pos_embed_seq_len is None else 2
+        latents, text, timestep, image = self.inputs(b, pictures)
+        expected = reference(latents, timestep, text, image.reshape(pictures * b, 3, 28), return_dict=False)[0]
+        assert max_error(ours(latents, text, timestep, image), expected) < TOLERANCE
+
+    def test_an_image_is_asked_for(self, models):
+        latents, text, timestep, _ = self.inputs(1, 1)
+        with pytest.raises(AssertionError, match="image_dim"):
+            models[0](latents, text, timestep)
+
+
+@pytest.mark.parametrize("b", [1, 2])
+def test_a_timestep_for_each_frame_or_token_matches_diffusers(wan_model, max_error, b):
+    ours, reference = load(wan_model), load_reference(wan_model, torch.float32)
+    latents, text, _ = random_inputs(reference.config.text_dim, b, 3, 4, 6)
+    of_frames = torch.randint(0, 1000, (b, 3))
+    of_tokens = of_frames.repeat_interleave(2 * 3, dim=1)
+    expected = reference(latents, of_tokens, text, return_dict=False)[0]
+    assert max_error(ours(latents, text, of_frames), expected) < TOLERANCE
+    assert max_error(ours(latents, text, of_tokens), expected) < TOLERANCE
+    of_tokens = torch.rand(b, 18) * 1000
+    expected = reference(latents, of_tokens, text, return_dict=False)[0]
+    assert max_error(ours(latents, text, of_tokens), expected) < TOLERANCE

@@ -29,6 +29,10 @@ ORIGINAL = {
     "attn2.to_k": "cross_attn.k",
     "attn2.to_v": "cross_attn.v",
     "attn2.to_out.0": "cross_attn.o",
+    "attn2.add_k_proj": "cross_attn.k_img",
+    "attn2.add_v_proj": "cross_attn.v_img",
+    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
     "ffn.net.0.proj": "ffn.0",
     "ffn.net.2": "ffn.2",
     "condition_embedder.time_embedder.linear_1": "time_embedding.0",
@@ -231,10 +235,14 @@ def test_merging_rounds_once_to_the_models_dtype(tiny_wan, adapter, write):
         assert torch.equal(whole.to(half.dtype), half), name
 
 
-@pytest.mark.parametrize("layers", [30])
-def test_every_linear_layer_of_the_full_size_model_has_its_place_in_both_layouts(layers):
+@pytest.mark.parametrize(
+    "config",
+    [dict(num_attention_heads=12, ffn_dim=8960, num_layers=30), dict(image_dim=1280, added_kv_proj_dim=5120)],
+    ids=["1.3B", "14B image-to-video"],
+)
+def test_every_linear_layer_of_the_full_size_model_has_its_place_in_both_layouts(config):
     with torch.device("meta"):
-        reference = diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=layers)
+        reference = diffusers.WanTransformer3DModel(**config)
         ours = WanTransformer3DModel(WanTransformerConfig.from_dict(dict(reference.config)))
     names = [name for name, module in reference.named_modules() if isinstance(module, torch.nn.Linear)]
     adapter = {f"transformer.{name}.lora_A.weight": torch.empty(0) for name in names}

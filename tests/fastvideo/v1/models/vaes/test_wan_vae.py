@@ -141,9 +141,3 @@ def test_a_frame_count_other_than_4k_plus_1_names_the_nearest(vae):
 def test_a_size_that_8_does_not_divide_is_refused(vae):
     with pytest.raises(ValueError, match="height=20, width=16 must be divisible by 8"):
         vae.encode(random_video(1, 1, 20, 16))
-
-
-@pytest.mark.parametrize("change", [{"is_residual": True}, {"patch_size": 2}])
-def test_the_wan_22_autoencoder_is_refused(config, change):
-    with pytest.raises(ValueError, match=r"Wan 2\.2"):
-        WanVAEConfig.from_dict({**config, **change})
