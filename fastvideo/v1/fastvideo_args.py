@@ -1,12 +1,14 @@
 """What holds for a whole process: the model, its precision, the device and how work is done on it."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastvideo.data import EMBEDDED_MODEL
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Backend = Literal["FLASH_ATTN", "TORCH_SDPA", "SLIDING_TILE_ATTN"]
+
+ATTENTION_BACKEND_VARIABLE = "FASTVIDEO_ATTENTION_BACKEND"
 
 
 def setting(default: Any, description: str, **bounds: Any) -> Any:
@@ -30,13 +32,24 @@ class FastVideoArgs:
     text_encoder_precision: Precision = setting("auto", "Data type of the text encoders")
     vae_precision: Precision = setting("auto", "Data type of the VAE")
 
+    lora_path: str | None = setting(
+        None, "URI of a LoRA adapter, a safetensors file or a folder with one, merged into `transformer` at load"
+    )
+    lora_scale: float = setting(1.0, "Strength of the adapter")
     quantization: Literal["fp8"] | None = setting(
         None, "Approximate: 8-bit matrix products in the transformer's blocks, a scale for each row"
     )
-    attention_backend: Backend | None = setting(
-        None, "Attention backend; without it FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed"
+    attention_backend: str | None = setting(
+        None,
+        "Attention backend: FLASH_ATTN, TORCH_SDPA, SLIDING_TILE_ATTN or a plugin's; without it "
+        "FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed",
     )
     vae_tiling: bool | None = setting(
         None,
         "Decode in overlapping spatial tiles: less memory, small blending differences; without it as the model needs",
     )
+
+
+def attention_backend_name(choice: str | None = None) -> str | None:
+    """The attention backend that is asked for: ``choice``, else the environment's, else None."""
+    return choice or os.environ.get(ATTENTION_BACKEND_VARIABLE) or None

@@ -31,16 +31,18 @@ class Model(nn.Module):
     """An inference-only model built from its config, with empty weights, on the current default device.
 
     ``packed_modules`` maps a merged layer to the checkpoint's separate ones, in order. ``renamed_keys`` are
-    replacements within the checkpoint's names, made one after another. ``ignored_keys`` are suffixes that a
-    checkpoint may have and the model does not need. ``float32_modules`` are names that stay in float32 whatever the
-    model's dtype. ``attends_text_padding`` says whether a transformer was trained to see the zeros after a text; one
-    that was not gets its text without them. ``quantized_modules`` are patterns of the names of
+    replacements within the checkpoint's names, made one after another; ``original_keys`` are such replacements from the
+    names of the model's first publication to the checkpoint's, for adapters that use those. ``ignored_keys`` are
+    suffixes that a checkpoint may have and the model does not need. ``float32_modules`` are names that stay in float32
+    whatever the model's dtype. ``attends_text_padding`` says whether a transformer was trained to see the zeros after a
+    text; one that was not gets its text without them. ``quantized_modules`` are patterns of the names of
     those linear layers that :meth:`quantize` changes: the ones that work on video tokens.
     """
 
     config_class: ClassVar[type[ModelConfig]]
     packed_modules: ClassVar[dict[str, tuple[str, ...]]] = {}
     renamed_keys: ClassVar[dict[str, str]] = {}
+    original_keys: ClassVar[dict[str, str]] = {}
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     float32_modules: ClassVar[tuple[str, ...]] = ()
     attends_text_padding: ClassVar[bool] = True
