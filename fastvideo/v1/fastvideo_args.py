@@ -18,7 +18,7 @@ def setting(default: Any, description: str, **bounds: Any) -> Any:
 class FastVideoArgs:
     """Settings of one process; a request's are :class:`~fastvideo.v1.sampling_params.SamplingParams`.
 
-    ``auto`` precision is float32 on a CPU and bfloat16 on a GPU (the VAE: float32 on both, as published).
+    ``auto`` precision is float32 on a CPU and bfloat16 on a GPU (VAE and image encoder: float32 on both, as published).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -27,10 +27,14 @@ class FastVideoArgs:
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where models run; auto takes the GPU if there is one")
     precision: Precision = setting("auto", "Data type of the diffusion transformer")
-    text_encoder_precision: Precision = setting("auto", "Data type of the text encoders")
+    text_encoder_precision: Precision = setting("auto", "Data type of the text and image encoders")
     vae_precision: Precision = setting("auto", "Data type of the VAE")
 
     attention_backend: Backend | None = setting(
         None, "Attention backend; without it FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed"
     )
     vae_tiling: bool = setting(False, "Decode in overlapping spatial tiles: less memory, small blending differences")
+    expert_offload: bool = setting(
+        False,
+        "Keep only the Wan2.2 expert at work on the GPU, the other in host memory: half the memory, slower switches",
+    )
