@@ -30,11 +30,24 @@ class FastVideoArgs:
     text_encoder_precision: Precision = setting("auto", "Data type of the text and image encoders")
     vae_precision: Precision = setting("auto", "Data type of the VAE")
 
+    quantization: Literal["fp8"] | None = setting(
+        None, "Approximate: 8-bit matrix products in the transformer's blocks, a scale for each row"
+    )
     attention_backend: Backend | None = setting(
         None, "Attention backend; without it FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed"
     )
-    vae_tiling: bool = setting(False, "Decode in overlapping spatial tiles: less memory, small blending differences")
+    vae_tiling: bool | None = setting(
+        None,
+        "Decode in overlapping spatial tiles: less memory, small blending differences; without it as the model needs",
+    )
     expert_offload: bool = setting(
         False,
         "Keep only the Wan2.2 expert at work on the GPU, the other in host memory: half the memory, slower switches",
     )
+
+    def __post_init__(self) -> None:
+        if self.expert_offload and self.quantization is not None:
+            raise ValueError(
+                f"expert_offload=True and quantization={self.quantization!r} exclude each other; in 8 bits two experts "
+                "take no more memory than one in 16: leave expert_offload out"
+            )

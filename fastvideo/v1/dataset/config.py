@@ -42,7 +42,7 @@ class RunConfig:
     limit: int | None = setting(None, "Take only the first rows of the prompts, this many", ge=1)
     repeats: int = setting(1, "Videos of each prompt, with different seeds, unless its row says", ge=1)
 
-    text_batch_size: int = setting(32, "Texts encoded at once", ge=1)
+    text_batch_size: int = setting(256, "Texts given to the encoder, and then committed, together", ge=1)
     text_shard_size: int = setting(4096, "Texts of an encode shard", ge=1)
     shard_size: int | None = setting(None, "Samples of a denoise shard; without it chosen by measured seconds", ge=1)
     decode_shard_size: int | None = setting(None, "Samples of a decode shard; without it chosen likewise", ge=1)

@@ -15,7 +15,7 @@ KEY_LENGTH = 16
 APPROXIMATE_BACKENDS = frozenset({"SLIDING_TILE_ATTN"})
 _ENGINE_FIELDS = {
     Phase.ENCODE: ("text_encoder_precision",),
-    Phase.DENOISE: ("precision", "attention_backend"),
+    Phase.DENOISE: ("precision", "quantization", "attention_backend"),
     Phase.DECODE: ("vae_precision", "vae_tiling"),
 }
 _SAMPLING_FIELDS = {

@@ -3,11 +3,14 @@
 Legend: ``i`` input features, ``o`` output features. Megatron-LM (arXiv 1909.08053), section 3.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.v1.distributed import get_tp_group
+from fastvideo.v1.layers.quantization import QuantizedRows, quantize_rows, quantized_linear
 from fastvideo.v1.layers.weight_loading import copy_exactly
 
 
@@ -16,8 +19,11 @@ class LinearBase(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    input_sizes: list[int]  # of the inputs that this rank holds
+    quantized: list[QuantizedRows] | None = None  # the weight's part for each input, once quantize() is called
 
     def _create_parameters(self, input_size: int, output_size: int, bias: bool) -> None:
+        self.input_sizes = [input_size]
         self.weight = nn.Parameter(torch.empty(output_size, input_size), requires_grad=False)
         self.weight.weight_loader = self.load_weight  # type: ignore[attr-defined]
         if bias:
@@ -25,6 +31,27 @@ class LinearBase(nn.Module):
             self.bias.weight_loader = self.load_bias  # type: ignore[attr-defined]
         else:
             self.register_parameter("bias", None)
+
+    def quantize(self) -> None:
+        """Trades the weight for one of 8-bit floats; from then on inputs may be :class:`QuantizedRows`."""
+        parts = self.weight.data.split(self.input_sizes, dim=1)
+        self.quantized = [quantize_rows(part) for part in parts]
+        self.register_parameter("weight", None)
+
+    def multiply(self, *inputs: torch.Tensor | QuantizedRows) -> torch.Tensor:
+        """The product with this rank's weight, summed over ``inputs``, plus the bias."""
+        if self.quantized is not None:
+            (first, part), *rest = zip(inputs, self.quantized, strict=True)
+            out = quantized_linear(first, part, self.bias)
+            for x, part in rest:
+                out += quantized_linear(x, part, None)
+            return out
+        tensors = cast(tuple[torch.Tensor, ...], inputs)  # layers that quantize their output are quantized together
+        (first, weight), *others = zip(tensors, self.weight.split(self.input_sizes, dim=1), strict=True)
+        out = F.linear(first, weight, self.bias)
+        for x, weight in others:
+            out.flatten(0, -2).addmm_(x.flatten(0, -2), weight.t())
+        return out
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         raise NotImplementedError
@@ -45,8 +72,8 @@ class ReplicatedLinear(LinearBase):
 
     load_bias = load_weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
+        return self.multiply(x)
 
 
 class MergedColumnParallelLinear(LinearBase):
@@ -69,8 +96,8 @@ class MergedColumnParallelLinear(LinearBase):
 
     load_bias = load_weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
+        return self.multiply(x)
 
 
 class ColumnParallelLinear(MergedColumnParallelLinear):
@@ -80,7 +107,7 @@ class ColumnParallelLinear(MergedColumnParallelLinear):
         super().__init__(input_size, [output_size], bias)
         self.gather_output = gather_output
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         out = super().forward(x)
         return self._group.all_gather(out, dim=-1) if self.gather_output else out
 
@@ -88,30 +115,27 @@ class ColumnParallelLinear(MergedColumnParallelLinear):
 class MergedRowParallelLinear(LinearBase):
     """A linear layer over several inputs, split over each and summed over ranks: ``[..., i_k / tp], ... -> [..., o]``.
 
-    ``input_sizes`` are the inputs' full sizes; they are never concatenated.
+    ``full_sizes`` are the inputs' full sizes; they are never concatenated.
     """
 
-    def __init__(self, input_sizes: list[int], output_size: int, bias: bool = True) -> None:
+    def __init__(self, full_sizes: list[int], output_size: int, bias: bool = True) -> None:
         super().__init__()
         self._group = get_tp_group()
-        self.input_sizes = input_sizes
-        self.part_sizes = [self._group.shard_size(size, "input_size") for size in input_sizes]
-        self._create_parameters(sum(self.part_sizes), output_size, bias)
+        self.full_sizes = full_sizes
+        part_sizes = [self._group.shard_size(size, "input_size") for size in full_sizes]
+        self._create_parameters(sum(part_sizes), output_size, bias)
+        self.input_sizes = part_sizes
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
-        mine = [self._group.shard(piece, dim=1) for piece in loaded.split(self.input_sizes, dim=1)]
+        mine = [self._group.shard(piece, dim=1) for piece in loaded.split(self.full_sizes, dim=1)]
         copy_exactly(param.data, torch.cat(mine, dim=1))
 
     def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         # Every rank adds its bias before the sum, so only the first holds it: a bias is counted once.
         copy_exactly(param.data, loaded if self._group.rank == 0 else torch.zeros_like(loaded))
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        (first, weight), *rest = zip(inputs, self.weight.split(self.part_sizes, dim=1), strict=True)
-        out = F.linear(first, weight, self.bias)
-        for x, weight in rest:
-            out.flatten(0, -2).addmm_(x.flatten(0, -2), weight.t())
-        return self._group.all_reduce(out)
+    def forward(self, *inputs: torch.Tensor | QuantizedRows) -> torch.Tensor:
+        return self._group.all_reduce(self.multiply(*inputs))
 
 
 class RowParallelLinear(MergedRowParallelLinear):
@@ -124,5 +148,8 @@ class RowParallelLinear(MergedRowParallelLinear):
         super().__init__([input_size], output_size, bias)
         self.input_is_parallel = input_is_parallel
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return super().forward(x if self.input_is_parallel else self._group.shard(x, dim=-1))
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:  # type: ignore[override]
+        if not self.input_is_parallel:
+            assert isinstance(x, torch.Tensor), "rows are quantized after they are split"
+            x = self._group.shard(x, dim=-1)
+        return super().forward(x)

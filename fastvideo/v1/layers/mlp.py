@@ -8,19 +8,25 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.v1.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
+from fastvideo.v1.layers.quantization import QuantizedRows, quantize_rows
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
 
 class UpGelu(ColumnParallelLinear):
-    """A linear layer split over its outputs, and the tanh form of GELU: ``[..., d] -> [..., inner / tp]``."""
+    """A linear layer split over its outputs, and the tanh form of GELU: ``[..., d] -> [..., inner / tp]``.
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda and self.bias is not None:
+    Quantized, it returns its output quantized, for the layer after it.
+    """
+
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor | QuantizedRows:  # type: ignore[override]
+        if self.quantized is not None:
+            return quantize_rows(self.multiply(x), gelu=True)
+        if isinstance(x, torch.Tensor) and x.is_cuda and self.bias is not None:
             # cuBLASLt applies the tanh GELU in the matrix product's epilogue: one pass over the widest tensor less.
             flat = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
             return flat.unflatten(0, x.shape[:-1])
-        return _gelu_tanh(F.linear(x, self.weight, self.bias))
+        return _gelu_tanh(self.multiply(x))
 
 
 class GeluMLP(nn.Module):
@@ -31,7 +37,7 @@ class GeluMLP(nn.Module):
         self.up = UpGelu(hidden_size, inner_size)
         self.down = RowParallelLinear(inner_size, hidden_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         return self.down(self.up(x))
 
 
@@ -43,7 +49,7 @@ class SiluMLP(nn.Module):
         self.up = ColumnParallelLinear(hidden_size, inner_size)
         self.down = RowParallelLinear(inner_size, hidden_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         return self.down(F.silu(self.up(x)))
 
 

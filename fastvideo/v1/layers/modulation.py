@@ -1,22 +1,27 @@
 """Adaptive layer norm (DiT, arXiv 2212.09748): float32 inside, the input's dtype outside.
 
 Shapes: ``x`` and ``y`` are ``[b, s, d]``; ``shift``, ``scale`` and ``gate`` are ``[b, 1, d]``, or ``[b, s, d]``
-where every token has its own. On a GPU each function is one Triton kernel, else plain PyTorch.
+where every token has its own timestep. With ``quantize`` a norm's result is in 8 bits, for layers that are. On a GPU
+each function is one Triton kernel, else plain PyTorch.
 """
 
 import torch
 import torch.nn.functional as F
 
 from fastvideo.v1.layers.norms import LayerNorm
+from fastvideo.v1.layers.quantization import QuantizedRows, quantize_rows
 
 
-def modulated_norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+def modulated_norm(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float, quantize: bool = False
+) -> torch.Tensor | QuantizedRows:
     """``layer_norm(x) * (1 + scale) + shift``, the norm without weights of its own."""
     if _has_kernel(x, shift):
         from fastvideo.v1.layers.kernels.norms import norm
 
-        return norm(x, scale, shift, eps, scale_offset=1.0)
-    return (F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift).to(x.dtype)
+        return norm(x, scale, shift, eps, 1.0, quantize)
+    out = (F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift).to(x.dtype)
+    return quantize_rows(out) if quantize else out
 
 
 def residual_modulated_norm(
@@ -26,26 +31,29 @@ def residual_modulated_norm(
     scale: torch.Tensor,
     eps: float,
     gate: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    quantize: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | QuantizedRows]:
     """``x + y``, or ``x + y * gate``, and its :func:`modulated_norm`."""
     if _has_kernel(x, shift):
         from fastvideo.v1.layers.kernels.norms import residual_norm
 
-        return residual_norm(x, y, gate, scale, shift, eps, scale_offset=1.0)
+        return residual_norm(x, y, gate, scale, shift, eps, 1.0, quantize)
     x = x + y if gate is None else gated_residual(x, y, gate)
-    return x, modulated_norm(x, shift, scale, eps)
+    return x, modulated_norm(x, shift, scale, eps, quantize)
 
 
 def gated_residual_norm(
-    x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, norm: LayerNorm | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, norm: LayerNorm | None, quantize: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | QuantizedRows]:
     """``x + y * gate``, and that through ``norm`` (or itself, if there is none)."""
     if norm is not None and norm.weight is not None and norm.bias is not None and _has_kernel(x, gate):
         from fastvideo.v1.layers.kernels.norms import residual_norm
 
-        return residual_norm(x, y, gate, norm.weight[None, None], norm.bias[None, None], norm.eps, scale_offset=0.0)
+        weight, bias = norm.weight[None, None], norm.bias[None, None]
+        return residual_norm(x, y, gate, weight, bias, norm.eps, 0.0, quantize)
     x = gated_residual(x, y, gate)
-    return x, x if norm is None else norm(x)
+    out = x if norm is None else norm(x)
+    return x, quantize_rows(out) if quantize else out
 
 
 def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from fastvideo.v1.layers.linear import MergedColumnParallelLinear, MergedRowParallelLinear
 from fastvideo.v1.logger import init_logger
 
 logger = init_logger(__name__)
@@ -32,7 +33,8 @@ class Model(nn.Module):
     replacements within the checkpoint's names, made one after another. ``ignored_keys`` are suffixes that a
     checkpoint may have and the model does not need. ``float32_modules`` are names that stay in float32 whatever the
     model's dtype. ``attends_text_padding`` says whether a transformer was trained to see the zeros after a text; one
-    that was not gets its text without them.
+    that was not gets its text without them. ``quantized_modules`` are prefixes of names: the parallel linear layers
+    below them are those that :meth:`quantize` changes.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -41,8 +43,18 @@ class Model(nn.Module):
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     float32_modules: ClassVar[tuple[str, ...]] = ()
     attends_text_padding: ClassVar[bool] = True
+    quantized_modules: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.dtype = torch.get_default_dtype()  # of what the model computes on; some parameters stay in float32
+
+    def quantize(self) -> None:
+        """Makes the matrix products of the blocks 8-bit (:mod:`fastvideo.v1.layers.quantization`), an approximation."""
+        if not self.quantized_modules:
+            raise ValueError(f"{type(self).__name__} has no 8-bit form; leave quantization empty")
+        for name, module in self.named_modules():
+            parallel = isinstance(module, MergedColumnParallelLinear | MergedRowParallelLinear)
+            if parallel and name.startswith(self.quantized_modules):
+                module.quantize()

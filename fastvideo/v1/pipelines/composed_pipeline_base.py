@@ -56,7 +56,7 @@ class ComposedPipelineBase(ABC):
 
     # What a phase hands on to the next: saved between jobs, everything else is freed.
     hands_on: ClassVar[dict[Phase, tuple[str, ...]]] = {
-        Phase.ENCODE: ("prompt_embeds", "prompt_mask"),
+        Phase.ENCODE: ("prompt_embeds", "prompt_mask", "pooled_prompt_embeds"),
         Phase.DENOISE: ("latents",),
         Phase.DECODE: ("frames",),
     }
@@ -65,6 +65,7 @@ class ComposedPipelineBase(ABC):
     index_settings: ClassVar[dict[str, Phase]] = {}
 
     default_sampling: ClassVar[SamplingParams] = SamplingParams()
+    default_vae_tiling: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -85,7 +86,10 @@ class ComposedPipelineBase(ABC):
         self.create_pipeline_stages(fastvideo_args)
 
     def initialize_pipeline(self, fastvideo_args: FastVideoArgs) -> None:
-        """Work between loading and the stages, if a family has any."""
+        """Work between loading and the stages: here the VAE's tiling, as asked for or as the family needs it."""
+        if "vae" in self._required_config_modules and (vae := self.get_module("vae")) is not None:
+            asked = fastvideo_args.vae_tiling
+            vae.use_tiling = self.default_vae_tiling if asked is None else asked
 
     @abstractmethod
     def create_pipeline_stages(self, fastvideo_args: FastVideoArgs) -> None:

@@ -9,6 +9,7 @@ from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
 _PIPELINES = {
+    "HunyuanVideoPipeline": "fastvideo.v1.pipelines.hunyuan:HunyuanVideoPipeline",
     "WanImageToVideoPipeline": "fastvideo.v1.pipelines.wan:WanImageToVideoPipeline",
     "WanPipeline": "fastvideo.v1.pipelines.wan:WanPipeline",
 }

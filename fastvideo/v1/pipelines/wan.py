@@ -45,11 +45,6 @@ class WanPipeline(ComposedPipelineBase):
     def expands_timesteps(self) -> bool:
         return bool(self.index.get("expand_timesteps"))
 
-    def initialize_pipeline(self, fastvideo_args: FastVideoArgs) -> None:
-        vae = self.get_module("vae")
-        if vae is not None:
-            vae.use_tiling = fastvideo_args.vae_tiling
-
     def phases_of(self, name: str) -> tuple[Phase, ...]:
         """As the table says; the VAE encodes images, too."""
         if name == "vae" and self.image_use != "refused":

@@ -23,9 +23,9 @@ def bench_dit(
 ) -> dict[str, Any]:
     """Seconds, TFLOP/s and error of one bfloat16 forward for each case.
 
-    A case is ``ours`` or ``diffusers``, then options: ``+sdpa`` or ``+flash`` for ours, ``+compile`` for diffusers. The
-    error is the RMS distance to our float32 forward over its RMS, of the model's first blocks at full width, and, as
-    ``error_ratio``, over that of diffusers.
+    A case is ``ours`` or ``diffusers``, then options: ``+sdpa``, ``+flash`` or ``+fp8`` for ours, ``+compile`` for
+    diffusers. The error is the RMS distance to our float32 forward over its RMS, of the model's first blocks at full
+    width, and, as ``error_ratio``, over that of diffusers.
     """
     device = resolve_device(device_choice)
     architecture = load_architecture(model)
@@ -89,6 +89,8 @@ def _forward(
             peer.compile_repeated_blocks(fullgraph=True)
         return lambda: architecture.theirs(peer, inputs, torch.bfloat16)
     model = architecture.our_model(weights, device, torch.bfloat16)
+    if "fp8" in options:
+        model.quantize()
     choice = {"sdpa": "TORCH_SDPA", "flash": "FLASH_ATTN"}.get(next(iter({"sdpa", "flash"} & set(options)), ""))
     select_attention_backends(model, device, torch.bfloat16, choice)
     return lambda: architecture.ours(model, inputs, torch.bfloat16)

@@ -8,14 +8,17 @@ import torch
 import triton
 import triton.language as tl
 
+from fastvideo.v1.layers.kernels.quantize import store_quantized
+from fastvideo.v1.layers.quantization import QuantizedRows
+
 ROWS = 8
 
 
 @triton.jit
 def _residual_norm_kernel(
-    x_ptr, y_ptr, gate_ptr, scale_ptr, shift_ptr, sum_ptr, out_ptr,
+    x_ptr, y_ptr, gate_ptr, scale_ptr, shift_ptr, sum_ptr, out_ptr, out_scale_ptr,
     num_tokens, width, modulation_stride, gate_stride, eps,
-    HAS_RESIDUAL: tl.constexpr, HAS_GATE: tl.constexpr, SCALE_OFFSET: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_GATE: tl.constexpr, SCALE_OFFSET: tl.constexpr, QUANTIZE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1)
@@ -43,7 +46,12 @@ def _residual_norm_kernel(
             centred = tl.where(inside, x - mean, 0.0)
             inverse = tl.rsqrt(tl.sum(centred * centred, axis=0) / width + eps)
             out = centred * inverse * scale + shift
-            tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
+            if QUANTIZE:
+                row_of_all = (batch * num_tokens + token).to(tl.int64)
+                rounded_out = tl.where(inside, out, 0.0).to(x_ptr.dtype.element_ty).to(tl.float32)
+                store_quantized(rounded_out, out_ptr, out_scale_ptr, row_of_all, width, columns, inside)
+            else:
+                tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -72,15 +80,17 @@ def _launch(x: torch.Tensor) -> dict[str, int]:
     return {"ROWS": ROWS, "BLOCK": block, "num_warps": 4 if block <= 2048 else 8}
 
 
-def norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float, scale_offset: float) -> torch.Tensor:
+def norm(
+    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float, scale_offset: float, quantize: bool = False
+) -> torch.Tensor | QuantizedRows:
     """``layer_norm(x) * (scale_offset + scale) + shift``; ``x`` ``[b, s, d]``, the others ``[b or 1, 1, d]``."""
-    out = torch.empty_like(x)
+    out, out_scales = _output(x, quantize)
     stride = 0 if scale.shape[0] == 1 else scale.stride(0)
     _residual_norm_kernel[_grid(x)](
-        x, x, x, scale, shift, x, out, x.shape[1], x.shape[2], stride, 0, eps,
-        HAS_RESIDUAL=False, HAS_GATE=False, SCALE_OFFSET=scale_offset, **_launch(x),
+        x, x, x, scale, shift, x, out, out_scales, x.shape[1], x.shape[2], stride, 0, eps,
+        HAS_RESIDUAL=False, HAS_GATE=False, SCALE_OFFSET=scale_offset, QUANTIZE=quantize, **_launch(x),
     )  # fmt: skip
-    return out
+    return QuantizedRows(out, out_scales, x.dtype) if quantize else out
 
 
 def residual_norm(
@@ -91,16 +101,26 @@ def residual_norm(
     shift: torch.Tensor,
     eps: float,
     scale_offset: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    quantize: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | QuantizedRows]:
     """``x + y * gate`` and its modulated layer norm, as in :func:`norm`; without ``gate``, ``x + y``."""
-    total, out = torch.empty_like(x), torch.empty_like(x)
+    total = torch.empty_like(x)
+    out, out_scales = _output(x, quantize)
     stride = 0 if scale.shape[0] == 1 else scale.stride(0)
     gate_stride = 0 if gate is None or gate.shape[0] == 1 else gate.stride(0)
     _residual_norm_kernel[_grid(x)](
-        x, y, x if gate is None else gate, scale, shift, total, out, x.shape[1], x.shape[2], stride, gate_stride, eps,
-        HAS_RESIDUAL=True, HAS_GATE=gate is not None, SCALE_OFFSET=scale_offset, **_launch(x),
+        x, y, x if gate is None else gate, scale, shift, total, out, out_scales, x.shape[1], x.shape[2], stride,
+        gate_stride, eps,
+        HAS_RESIDUAL=True, HAS_GATE=gate is not None, SCALE_OFFSET=scale_offset, QUANTIZE=quantize, **_launch(x),
     )  # fmt: skip
-    return total, out
+    return total, QuantizedRows(out, out_scales, x.dtype) if quantize else out
+
+
+def _output(x: torch.Tensor, quantize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for the result, and for its rows' scales if it has any."""
+    if not quantize:
+        return torch.empty_like(x), x
+    return torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
 
 
 def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ from fastvideo.v1.layers.modulation import gated_residual, modulated_norm, resid
 from fastvideo.v1.layers.norms import LayerNorm
 from fastvideo.v1.layers.patch_embedding import PatchEmbedding
 from fastvideo.v1.layers.qk_norm import HeadQKNorm, join_streams
+from fastvideo.v1.layers.quantization import QuantizedRows
 from fastvideo.v1.layers.rotary import RotaryTables, rotary_tables
 from fastvideo.v1.layers.time_embedding import TimestepEmbedder
 from fastvideo.v1.models.base import Model, ModelConfig
@@ -168,12 +169,13 @@ class JointAttention(nn.Module):
         self.to_add_out = RowParallelLinear(width, width)
 
     def forward(
-        self, video: torch.Tensor, text: torch.Tensor, rotary: RotaryTables
+        self, video: torch.Tensor | QuantizedRows, text: torch.Tensor | QuantizedRows, rotary: RotaryTables
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        streams = [(self.to_qkv(video), self.norm_qk, rotary), (self.add_qkv(text), self.norm_added_qk, None)]
+        video_qkv, text_qkv = self.to_qkv(video), self.add_qkv(text)
+        streams = [(video_qkv, self.norm_qk, rotary), (text_qkv, self.norm_added_qk, None)]
         out = self.attn(*join_streams(streams)).flatten(-2)
-        video, text = out.split([video.shape[1], text.shape[1]], dim=1)
-        return self.to_out(video), self.to_add_out(text)
+        video_out, text_out = out.split([video_qkv.shape[1], text_qkv.shape[1]], dim=1)
+        return self.to_out(video_out), self.to_add_out(text_out)
 
 
 class DoubleStreamBlock(nn.Module):
@@ -193,8 +195,11 @@ class DoubleStreamBlock(nn.Module):
         """``video`` ``[b, s, d]``, ``text`` ``[b, l, d]``, ``condition`` ``[b, d]``."""
         shift, scale, gate, *video_ff = self.norm1(condition)
         text_shift, text_scale, text_gate, *text_ff = self.norm1_context(condition)
+        in_8_bits = self.ff.up.quantized is not None
         video_out, text_out = self.attn(
-            modulated_norm(video, shift, scale, _EPS), modulated_norm(text, text_shift, text_scale, _EPS), rotary
+            modulated_norm(video, shift, scale, _EPS, in_8_bits),
+            modulated_norm(text, text_shift, text_scale, _EPS, in_8_bits),
+            rotary,
         )
         video = self._feed_forward(self.ff, video, video_out, gate, *video_ff)
         return video, self._feed_forward(self.ff_context, text, text_out, text_gate, *text_ff)
@@ -209,8 +214,9 @@ class DoubleStreamBlock(nn.Module):
         ff_scale: torch.Tensor,
         ff_gate: torch.Tensor,
     ) -> torch.Tensor:
-        x, y = residual_modulated_norm(x, y, ff_shift, ff_scale, _EPS, gate)
-        return gated_residual(x, ff(y), ff_gate)
+        in_8_bits = ff.up.quantized is not None
+        x, normed = residual_modulated_norm(x, y, ff_shift, ff_scale, _EPS, gate, in_8_bits)
+        return gated_residual(x, ff(normed), ff_gate)
 
 
 class SingleStreamAttention(nn.Module):
@@ -224,7 +230,7 @@ class SingleStreamAttention(nn.Module):
         self.norm_qk = HeadQKNorm(head_size, _EPS)
         self.attn = DistributedAttention(num_heads, head_size)
 
-    def forward(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows, rotary: RotaryTables) -> torch.Tensor:
         return self.attn(*join_streams([(self.to_qkv(x), self.norm_qk, rotary)])).flatten(-2)
 
 
@@ -240,7 +246,7 @@ class SingleStreamBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
         shift, scale, gate = self.norm(condition)
-        y = modulated_norm(x, shift, scale, _EPS)
+        y = modulated_norm(x, shift, scale, _EPS, quantize=self.proj_mlp.quantized is not None)
         return gated_residual(x, self.proj_out(self.attn(y, rotary), self.proj_mlp(y)), gate)
 
 
@@ -250,6 +256,7 @@ class HunyuanVideoTransformer3DModel(Model):
     config: HunyuanVideoTransformerConfig
     config_class = HunyuanVideoTransformerConfig
     attends_text_padding = False
+    quantized_modules = ("transformer_blocks.", "single_transformer_blocks.")
     packed_modules = {
         "to_qkv": ("to_q", "to_k", "to_v"),
         "add_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
@@ -312,11 +319,9 @@ class HunyuanVideoTransformer3DModel(Model):
         for block in self.single_transformer_blocks:
             x = block(x, condition, rotary)
         scale, shift = self.norm_out(condition)
-        x = modulated_norm(x[:, :num_video].contiguous(), shift, scale, _EPS)
+        out = self.proj_out(modulated_norm(x[:, :num_video].contiguous(), shift, scale, _EPS))
         (t, h, _), (pt, ph, pw) = grid, config.patch
-        return rearrange(
-            self.proj_out(x), "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, pt=pt, ph=ph, pw=pw
-        )
+        return rearrange(out, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, pt=pt, ph=ph, pw=pw)
 
     def _grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
         """Tokens along t, h and w."""

@@ -31,6 +31,7 @@ from fastvideo.v1.layers.modulation import (
 from fastvideo.v1.layers.norms import LayerNorm, RMSNorm
 from fastvideo.v1.layers.patch_embedding import PatchEmbedding, unpatchify
 from fastvideo.v1.layers.qk_norm import QKNormRotary
+from fastvideo.v1.layers.quantization import QuantizedRows
 from fastvideo.v1.layers.rotary import RotaryTables, rotary_tables
 from fastvideo.v1.layers.time_embedding import TimestepEmbedder
 from fastvideo.v1.models.base import Model, ModelConfig
@@ -79,7 +80,7 @@ class WanSelfAttention(nn.Module):
         self.attn = DistributedAttention(num_heads, self.head_size)
         self.to_out = RowParallelLinear(width, width)
 
-    def forward(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows, rotary: RotaryTables) -> torch.Tensor:
         query, key, value = self.norm_qk(self.to_qkv(x), rotary)
         return self.to_out(self.attn(query, key, value).flatten(-2))
 
@@ -104,7 +105,7 @@ class WanCrossAttention(nn.Module):
         self.attn = LocalAttention(num_heads, self.head_size)
         self.to_out = RowParallelLinear(width, width)
 
-    def forward(self, x: torch.Tensor, text: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows, text: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:
         query = self.norm_q(self.to_q(x)).unflatten(-1, (-1, self.head_size))
         y = self._attend(query, self.to_kv(text), self.norm_k)
         if image is not None:
@@ -142,10 +143,12 @@ class WanTransformerBlock(nn.Module):
         """
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.scale_shift_table + modulation).chunk(6, dim=1)
         samples = (len(text), -1, x.shape[-1])  # attention is among all tokens of a sample
-        y = self.attn1(modulated_norm(x, shift, scale, self.eps).view(samples), rotary).view_as(x)
-        x, y = gated_residual_norm(x, y, gate, self.norm2)
+        in_8_bits = self.ffn.up.quantized is not None
+        y = modulated_norm(x, shift, scale, self.eps, in_8_bits)
+        y = self.attn1(y.view(samples), rotary).view_as(x)
+        x, y = gated_residual_norm(x, y, gate, self.norm2, in_8_bits)
         y = self.attn2(y.view(samples), text, image).view_as(x)
-        x, y = residual_modulated_norm(x, y, ffn_shift, ffn_scale, self.eps)
+        x, y = residual_modulated_norm(x, y, ffn_shift, ffn_scale, self.eps, quantize=in_8_bits)
         return gated_residual(x, self.ffn(y), ffn_gate)
 
 
@@ -214,6 +217,7 @@ class WanTransformer3DModel(Model):
         ".ff.net.2.": ".down.",
     }
     ignored_keys = ("norm_added_q.weight",)
+    quantized_modules = ("blocks.",)
     float32_modules = ("time_embedder", "scale_shift_table", "norm1", "norm2")
 
     def __init__(self, config: WanTransformerConfig) -> None:

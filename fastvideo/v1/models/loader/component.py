@@ -57,6 +57,8 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
     home = torch.device("cpu") if waits else device
     model = build_model(resolve_model(class_name), repository.read_json(f"{name}/config.json"), home, dtype)
     load_weights(model, repository, name)
+    if name.startswith("transformer") and args.quantization is not None:
+        model.quantize()
     select_attention_backends(model, device, dtype, args.attention_backend)
     return model
 

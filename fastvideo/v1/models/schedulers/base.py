@@ -25,8 +25,13 @@ class Scheduler(Protocol):
         """Take another flow shift, as if built with it; ``set_timesteps`` must follow."""
         ...
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device) -> None:
-        """Start over with ``num_inference_steps`` timesteps, ``[num_inference_steps]`` on ``device``."""
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device, sigmas: list[float] | None = None
+    ) -> None:
+        """Start over with ``num_inference_steps`` timesteps, ``[num_inference_steps]`` on ``device``.
+
+        ``sigmas`` are the noise levels before the shift, where they are not the scheduler's own choice.
+        """
         ...
 
     def step(self, model_output: torch.Tensor, step_index: int, sample: torch.Tensor) -> torch.Tensor:

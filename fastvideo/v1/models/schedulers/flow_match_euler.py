@@ -18,11 +18,13 @@ class FlowMatchEulerDiscreteScheduler(reference.FlowMatchEulerDiscreteScheduler)
         rebuilt = type(self).from_config(self.config, shift=shift)
         self.__dict__.update(rebuilt.__dict__)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device) -> None:  # type: ignore[override]
+    def set_timesteps(  # type: ignore[override]
+        self, num_inference_steps: int, device: str | torch.device, sigmas: list[float] | None = None
+    ) -> None:
         if self.config["stochastic_sampling"]:
             raise ValueError("stochastic_sampling=true is not supported: steps draw no noise; set it to false")
         # On the CPU whatever the device, so that every device gets the same numbers.
-        super().set_timesteps(num_inference_steps, device="cpu")
+        super().set_timesteps(num_inference_steps, device="cpu", sigmas=sigmas)
         self._sigma_steps = tuple(self.sigmas.diff().tolist())
         self.timesteps = self.timesteps.to(device)
         self._next_step = 0

@@ -30,7 +30,7 @@ class UniPCMultistepScheduler(reference.UniPCMultistepScheduler):
     """diffusers' scheduler of the same name with steps that wait for no device; see ``Scheduler``."""
 
     _weights: tuple[_StepWeights, ...] = ()
-    _weights_key: tuple[int, float] | None = None
+    _weights_key: tuple[int, float, tuple[float, ...] | None] | None = None
     _next_step = 0
     _last_sample: torch.Tensor | None = None  # the corrected latents of the step before
     _predictions: tuple[torch.Tensor, ...] = ()  # the converted model outputs before, newest first
@@ -42,14 +42,16 @@ class UniPCMultistepScheduler(reference.UniPCMultistepScheduler):
     def set_shift(self, shift: float) -> None:
         self.register_to_config(flow_shift=shift)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device) -> None:  # type: ignore[override]
+    def set_timesteps(  # type: ignore[override]
+        self, num_inference_steps: int, device: str | torch.device, sigmas: list[float] | None = None
+    ) -> None:
         if self.config["thresholding"] or self.config["solver_p"] is not None:
             raise ValueError(
                 f"thresholding={self.config['thresholding']}, solver_p={self.config['solver_p']}: only linear steps "
                 "are supported; set thresholding to false and solver_p to null"
             )
-        super().set_timesteps(num_inference_steps, device=device)
-        key = (num_inference_steps, self.config["flow_shift"])
+        super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas)
+        key = (num_inference_steps, self.config["flow_shift"], None if sigmas is None else tuple(sigmas))
         if key != self._weights_key:
             self._weights = _tabulate(self.config, self.sigmas, self.timesteps.tolist())
             self._weights_key = key

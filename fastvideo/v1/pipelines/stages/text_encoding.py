@@ -6,75 +6,93 @@ from typing import Any
 
 import ftfy
 import torch
+import torch.nn.functional as F
 
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.stages.base import PipelineStage
+from fastvideo.v1.pipelines.stages.text_batches import Tokens, tokenize
 
 
-class TextEncodingStage(PipelineStage):
-    """A T5-style encoder's last hidden state, zero where the text is padding.
-
-    Texts are padded to ``max_length`` tokens, or to the tokenizer's own ``model_max_length`` if that is less; that is
-    the length the transformer was trained with. The encoder itself sees them cut to the longest of the batch: a
-    masked token changes nothing.
-    """
+class PromptStage(PipelineStage):
+    """Base of the stages that encode a prompt, and the negative prompt if the request is guided by one."""
 
     phase = Phase.ENCODE
     reads = ("prompt",)
 
-    def __init__(self, text_encoder: Any, tokenizer: Any, max_length: int = 512) -> None:
+    def __init__(self, text_encoder: Any, tokenizer: Any, max_length: int) -> None:
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
         self.max_length = max_length
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.text_encoder.parameters()).device
 
     def verify_input(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
         if not batch.prompt:
             raise ValueError("prompt is empty; give at least one")
 
+    def negative_texts(self, batch: ForwardBatch) -> list[str]:
+        """A negative prompt for each sample."""
+        return batch.negative_prompt or [batch.sampling.negative_prompt] * len(batch.prompt)
+
+
+class TextEncodingStage(PromptStage):
+    """A T5-style encoder's last hidden state, zero where the text is padding.
+
+    Texts are padded to ``max_length`` tokens, or to the tokenizer's own ``model_max_length`` if that is less; that is
+    the length the transformer was trained with. The encoder itself sees them cut to about their own length: a masked
+    token changes nothing.
+    """
+
+    version = 2
+
+    def __init__(self, text_encoder: Any, tokenizer: Any, max_length: int = 512) -> None:
+        super().__init__(text_encoder, tokenizer, max_length)
+
     def forward(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> ForwardBatch:
         batch.prompt_embeds, batch.prompt_mask = self.encode(batch.prompt)
         if batch.do_classifier_free_guidance:
-            negative = batch.negative_prompt or [batch.sampling.negative_prompt] * len(batch.prompt)
-            batch.negative_prompt_embeds, batch.negative_prompt_mask = self.encode(negative)
+            batch.negative_prompt_embeds, batch.negative_prompt_mask = self.encode(self.negative_texts(batch))
         return batch
 
     def encode(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings ``[b, l, e]`` and their mask ``[b, l]`` for ``l`` the padded length."""
         length = min(self.max_length, self.tokenizer.model_max_length)
-        tokens = self.tokenizer(
-            [clean_text(text) for text in texts], padding=True, max_length=length, truncation=True, return_tensors="pt"
-        )
-        device = next(self.text_encoder.parameters()).device
-        ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
-        hidden = self.text_encoder(ids, mask) * mask.unsqueeze(-1)
-        missing = length - ids.shape[1]
-        return torch.nn.functional.pad(hidden, (0, 0, 0, missing)), torch.nn.functional.pad(mask, (0, missing)).bool()
+        return self.embed(tokenize(self.tokenizer, [clean_text(text) for text in texts], length))
+
+    def embed(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`encode`, of tokens."""
+        padded = tokens.input_ids.shape[1]
+
+        def encoder(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return F.pad(self.hidden_states(ids, mask) * mask.unsqueeze(-1), (0, 0, 0, padded - ids.shape[1]))
+
+        return tokens.encode(encoder, self.device), tokens.attention_mask.bool().to(self.device)
+
+    def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What the transformer reads of the encoder, ``[r, s, e]``, for one call."""
+        return self.text_encoder(ids, mask)
 
 
-class CLIPTextEncodingStage(PipelineStage):
-    """A CLIP text encoder's pooled output."""
+class CLIPTextEncodingStage(PromptStage):
+    """A CLIP text encoder's pooled output, of at most ``max_length`` tokens."""
 
-    phase = Phase.ENCODE
-    reads = ("prompt",)
-
-    def __init__(self, text_encoder: Any, tokenizer: Any) -> None:
-        self.text_encoder = text_encoder
-        self.tokenizer = tokenizer
+    def __init__(self, text_encoder: Any, tokenizer: Any, max_length: int = 77) -> None:
+        super().__init__(text_encoder, tokenizer, max_length)
 
     def forward(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> ForwardBatch:
-        tokens = self.tokenizer(
-            batch.prompt,
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        device = next(self.text_encoder.parameters()).device
-        output = self.text_encoder(tokens.input_ids.to(device), tokens.attention_mask.to(device))
-        batch.pooled_prompt_embeds = output.pooler_output
+        batch.pooled_prompt_embeds = self.encode(batch.prompt)
+        if batch.do_classifier_free_guidance:
+            batch.negative_pooled_prompt_embeds = self.encode(self.negative_texts(batch))
         return batch
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        """Pooled embeddings ``[b, e]``."""
+        tokens = tokenize(self.tokenizer, texts, min(self.max_length, self.tokenizer.model_max_length))
+        return tokens.encode(lambda ids, mask: self.text_encoder(ids, mask).pooler_output, self.device)
 
 
 def clean_text(text: str) -> str:

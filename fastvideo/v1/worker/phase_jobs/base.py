@@ -34,7 +34,7 @@ class InputDamaged(InputMissing):
 class JobSettings:
     """How the work is done; none of these changes a result."""
 
-    text_batch_size: int = 32
+    text_batch_size: int = 256
     tries: int = 3
     checkpoint_every: int = 10
 

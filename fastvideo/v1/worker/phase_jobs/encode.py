@@ -24,7 +24,7 @@ class Text:
 
 
 class EncodeJob(PhaseJob):
-    """Texts to embeddings, texts of like length together."""
+    """Texts to embeddings; those of like length together, since the encoder's calls are by length."""
 
     phase = Phase.ENCODE
 

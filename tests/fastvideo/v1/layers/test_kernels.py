@@ -12,6 +12,7 @@ from fastvideo.v1.layers.modulation import (
 )
 from fastvideo.v1.layers.norms import LayerNorm, RMSNorm
 from fastvideo.v1.layers.qk_norm import HeadQKNorm, QKNormRotary, join_streams
+from fastvideo.v1.layers.quantization import quantize_rows, quantized_linear
 from fastvideo.v1.layers.rotary import apply_rotary, rotary_tables
 from fastvideo.v1.models.vaes import hunyuan
 from fastvideo.v1.models.vaes.causal_conv import CausalConv3d, FrameCache
@@ -155,3 +156,16 @@ def test_rotation_is_the_same_as_the_plain_function():
     x = random(1, 24, 3, 64, dtype=torch.float32)
     cpu = apply_rotary(x.cpu(), tuple(table.cpu() for table in tables))
     torch.testing.assert_close(apply_rotary(x, tables).cpu(), cpu, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("width", [1536, 8960, 144])
+def test_rows_in_eight_bits_and_their_product(gelu, width):
+    x, weight, bias = random(3, 50, width), random(256, width), random(256)
+    rows = quantize_rows(x, gelu)
+    source = F.gelu(x.double(), approximate="tanh") if gelu else x.double()
+    values = rows.values.double() * rows.scales.double()
+    assert ((values - source).abs() <= 2**-4 * source.abs() + rows.scales.double() * 2**-9).all(), "3 bits of mantissa"
+    parts = quantize_rows(weight)
+    exact = F.linear(values, parts.values.double() * parts.scales.double(), bias.double())
+    assert distance(quantized_linear(rows, parts, bias), exact) < 2 * ONE_ROUNDING

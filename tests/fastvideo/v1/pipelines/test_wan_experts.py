@@ -72,6 +72,11 @@ def test_keeping_one_expert_away_changes_nothing(experts):
     assert torch.equal(*frames)
 
 
+def test_offloading_and_eight_bits_exclude_each_other():
+    with pytest.raises(ValueError, match="expert_offload=True and quantization='fp8' exclude each other"):
+        FastVideoArgs(expert_offload=True, quantization="fp8")
+
+
 def test_both_experts_and_the_boundary_are_part_of_what_denoises(experts, tiny_wan):
     pipeline = build_pipeline(FastVideoArgs(model_path=experts), ())
     assert pipeline.components(Phase.DENOISE) == ("transformer", "scheduler", "transformer_2")

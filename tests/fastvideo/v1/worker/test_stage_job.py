@@ -95,6 +95,15 @@ def test_three_phases_make_every_object_once(tmp_path, capsys):
     assert all(row["seconds"] > 0 and row["device"] == "cpu" and row["metrics"]["contrast"] > 0 for row in ledger)
 
 
+def test_embeddings_are_equal_to_the_byte_however_many_are_encoded_together(tmp_path):
+    made = []
+    for size in (1, 2, 256):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        made.append(objects(run_phase(make_config(folder), Phase.ENCODE, text_batch_size=size), Phase.ENCODE))
+    assert len(made[0]) == 4 and made[0] == made[1] == made[2]
+
+
 def test_latents_are_equal_to_the_byte_whatever_the_shard(tmp_path):
     for name in ("whole", "pieces"):
         (tmp_path / name).mkdir()
