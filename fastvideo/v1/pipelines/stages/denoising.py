@@ -75,6 +75,8 @@ class DenoisingStage(PipelineStage):
         context = get_forward_context()
         dtype = self.transformer.dtype
         branches, experts = self._branches(batch), self._experts(batch)
+        if batch.image_latents is not None:
+            batch.image_latents = batch.image_latents.to(batch.latents.device)
         if self._swap is None and fastvideo_args.expert_offload and self.transformer_2 is not None:
             self._swap = ModelSwap([self.transformer, self.transformer_2], batch.latents.device)
         if batch.scheduler_state is not None:
@@ -117,7 +119,7 @@ class DenoisingStage(PipelineStage):
         if image is None:
             return latents, timestep
         if not self.holds_first_frames:
-            return torch.cat((latents, image.to(latents.device)), dim=1), timestep
+            return torch.cat((latents, image), dim=1), timestep
         timestep = timestep[:, None].repeat(1, latents.shape[2])
         timestep[:, : image.shape[2]] = 0
         return self._held(batch), timestep
@@ -128,7 +130,7 @@ class DenoisingStage(PipelineStage):
         latents, image = batch.latents, batch.image_latents
         if image is None or not self.holds_first_frames:
             return latents
-        return torch.cat((image.to(latents.device), latents[:, :, image.shape[2] :]), dim=2)
+        return torch.cat((image, latents[:, :, image.shape[2] :]), dim=2)
 
     def _predict(
         self, expert: Expert, latents: torch.Tensor, timestep: torch.Tensor, branches: list[Condition]
