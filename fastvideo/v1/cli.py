@@ -25,7 +25,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     _add_bench(subparsers.add_parser("bench", help="measure this machine"))
 
 
-_OPTION_TYPES = {"guidance_scale": float, "flow_shift": float, "negative_prompt": str}
+_OPTION_TYPES = {"guidance_scale": float, "guidance_scale_2": float, "flow_shift": float, "negative_prompt": str}
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ def setting(default: Any, description: str, **bounds: Any) -> Any:
 class FastVideoArgs:
     """Settings of one process; a request's are :class:`~fastvideo.v1.sampling_params.SamplingParams`.
 
-    ``auto`` precision is float32 on a CPU and bfloat16 on a GPU (the VAE: float32 on both, as published).
+    ``auto`` precision is float32 on a CPU and bfloat16 on a GPU (VAE and image encoder: float32 on both, as published).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -29,7 +29,7 @@ class FastVideoArgs:
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where models run; auto takes the GPU if there is one")
     precision: Precision = setting("auto", "Data type of the diffusion transformer")
-    text_encoder_precision: Precision = setting("auto", "Data type of the text encoders")
+    text_encoder_precision: Precision = setting("auto", "Data type of the text and image encoders")
     vae_precision: Precision = setting("auto", "Data type of the VAE")
 
     lora_path: str | None = setting(
@@ -48,6 +48,17 @@ class FastVideoArgs:
         None,
         "Decode in overlapping spatial tiles: less memory, small blending differences; without it as the model needs",
     )
+    expert_offload: bool = setting(
+        False,
+        "Keep only the Wan2.2 expert at work on the GPU, the other in host memory: half the memory, slower switches",
+    )
+
+    def __post_init__(self) -> None:
+        if self.expert_offload and self.quantization is not None:
+            raise ValueError(
+                f"expert_offload=True and quantization={self.quantization!r} exclude each other; in 8 bits two experts "
+                "take no more memory than one in 16: leave expert_offload out"
+            )
 
 
 def attention_backend_name(choice: str | None = None) -> str | None:

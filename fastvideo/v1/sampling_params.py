@@ -11,8 +11,10 @@ class SamplingParams:
     """One request, every value decided.
 
     ``height`` and ``width`` are pixels, ``num_frames`` pixel frames, ``fps`` frames a second.
-    ``flow_shift`` None keeps the value of the checkpoint's scheduler config. With ``guidance_mode`` ``embedded`` the
-    model was distilled to take ``guidance_scale`` as an input, and there is no negative prompt.
+    ``flow_shift`` None keeps the value of the checkpoint's scheduler config. ``guidance_scale_2`` is for a second
+    expert, at low noise; None is ``guidance_scale``, which alone decides whether there is guidance. With
+    ``guidance_mode`` ``embedded`` the model was distilled to take ``guidance_scale`` as an input, and there is no
+    negative prompt.
     """
 
     height: int = 480
@@ -21,6 +23,7 @@ class SamplingParams:
     fps: int = 16
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
+    guidance_scale_2: float | None = None
     guidance_mode: Literal["classifier_free", "embedded"] = "classifier_free"
     flow_shift: float | None = None
     seed: int = 0
@@ -63,6 +66,7 @@ class SamplingOverrides:
     fps: int | None = setting(None, "Frames a second of the written video", ge=1)
     num_inference_steps: int | None = setting(None, "Denoising steps", ge=1)
     guidance_scale: float | None = setting(None, "Classifier-free guidance; 1 or less switches it off")
+    guidance_scale_2: float | None = setting(None, "Guidance of a second expert (Wan2.2 A14B), where there is guidance")
     flow_shift: float | None = setting(None, "Shift of the flow-matching schedule; the checkpoint's own if empty")
     seed: int | None = setting(None, "Seed of the run (or of the one video)", ge=0, lt=2**32)
     negative_prompt: str | None = setting(None, "What the video should not show")

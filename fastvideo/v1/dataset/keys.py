@@ -21,7 +21,15 @@ _ENGINE_FIELDS = {
 }
 _SAMPLING_FIELDS = {
     Phase.ENCODE: (),
-    Phase.DENOISE: ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "flow_shift"),
+    Phase.DENOISE: (
+        "height",
+        "width",
+        "num_frames",
+        "num_inference_steps",
+        "guidance_scale",
+        "guidance_scale_2",
+        "flow_shift",
+    ),
     Phase.DECODE: ("fps",),
 }
 
@@ -58,7 +66,8 @@ def phase_keys(
             "pipeline": description.pipeline_class,
             "components": {name: fingerprints[name] for name in description.components[phase]},
             "stages": dict(description.stage_versions[phase]),
-            "engine": {name: settings[name] for name in _ENGINE_FIELDS[phase]},
+            "settings": dict(description.settings[phase]),
+            "engine": {name: settings[name] for name in _engine_fields(description, phase)},
             "sampling": {name: getattr(sampling, name) for name in _SAMPLING_FIELDS[phase]},
             "video": asdict(video) if phase is Phase.DECODE else None,
         }
@@ -66,3 +75,9 @@ def phase_keys(
             made_by[LORA] = [fingerprints[LORA], engine.lora_scale]
         previous = keys[phase] = digest(made_by, KEY_LENGTH)
     return keys
+
+
+def _engine_fields(description: PipelineDescription, phase: Phase) -> tuple[str, ...]:
+    """The process settings that shape results of ``phase``; image-to-video models use the VAE to encode, too."""
+    encodes_latents = phase is Phase.ENCODE and "vae" in description.components[phase]
+    return _ENGINE_FIELDS[phase] + (_ENGINE_FIELDS[Phase.DECODE] if encodes_latents else ())

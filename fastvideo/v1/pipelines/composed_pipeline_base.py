@@ -32,12 +32,13 @@ class StageEntry:
 class ComposedPipelineBase(ABC):
     """Base of every pipeline.
 
-    Subclasses name the components they need in ``_required_config_modules`` and add their stages in
-    ``create_pipeline_stages``. Only modules of the phases that are built are loaded; for others ``get_module`` answers
-    None, while ``get_config`` answers always.
+    Subclasses name the components they need in ``_required_config_modules``, those that they use where the checkpoint
+    has them in ``_optional_config_modules``, and add their stages in ``create_pipeline_stages``. Only modules of the
+    phases that are built are loaded; for others ``get_module`` answers None, while ``get_config`` answers always.
     """
 
     _required_config_modules: ClassVar[list[str]] = []
+    _optional_config_modules: ClassVar[list[str]] = []
 
     # Which phase a component's weights serve.
     module_phases: ClassVar[dict[str, tuple[Phase, ...]]] = {
@@ -48,6 +49,7 @@ class ComposedPipelineBase(ABC):
         "image_encoder": (Phase.ENCODE,),
         "image_processor": (Phase.ENCODE,),
         "transformer": (Phase.DENOISE,),
+        "transformer_2": (Phase.DENOISE,),
         "scheduler": (Phase.DENOISE,),
         "vae": (Phase.DECODE,),
     }
@@ -58,6 +60,9 @@ class ComposedPipelineBase(ABC):
         Phase.DENOISE: ("latents",),
         Phase.DECODE: ("frames",),
     }
+
+    # Values of model_index.json that shape results, with the first phase whose results they shape.
+    index_settings: ClassVar[dict[str, Phase]] = {}
 
     default_sampling: ClassVar[SamplingParams] = SamplingParams()
     default_vae_tiling: ClassVar[bool] = False
@@ -72,6 +77,7 @@ class ComposedPipelineBase(ABC):
         self.fastvideo_args = fastvideo_args
         self.phases = tuple(phases)
         self.repository = ModelRepository(fastvideo_args.model_path)
+        self.index = self.repository.read_json(INDEX)
         self.modules: dict[str, Any] = {}
         self.stages: list[StageEntry] = []
         self.all_stages: list[StageEntry] = []
@@ -98,25 +104,40 @@ class ComposedPipelineBase(ABC):
             self.stages.append(entry)
 
     def get_module(self, name: str) -> Any:
-        """A loaded component; None if its phase is not built."""
-        if name not in self._required_config_modules:
+        """A loaded component; None if its phase is not built, or if it is optional and the checkpoint has none."""
+        if name not in (*self._required_config_modules, *self._optional_config_modules):
             raise ValueError(f"{type(self).__name__} declares no module {name!r} in _required_config_modules")
         return self.modules.get(name)
 
     def get_config(self, name: str) -> dict[str, Any]:
         """A component's parsed config file, whether or not its weights are loaded."""
-        file = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+        file = {
+            "scheduler": "scheduler_config.json",
+            "tokenizer": "tokenizer_config.json",
+            "image_processor": "preprocessor_config.json",
+        }
         return self.repository.read_json(f"{name}/{file.get(name.removesuffix('_2'), 'config.json')}")
 
     def canvas_rule(self) -> CanvasRule:
         """Which canvases this checkpoint can make; any, unless a family says."""
         return CanvasRule(spatial=1, temporal=1)
 
+    def model_sampling(self) -> SamplingParams:
+        """The defaults of this kind of checkpoint; the family's, unless it has several kinds."""
+        return self.default_sampling
+
     def sampling_defaults(self) -> SamplingParams:
-        """The family's defaults under those that the checkpoint's ``sampling_defaults.json`` carries."""
+        """:meth:`model_sampling` under what the checkpoint's ``sampling_defaults.json`` says, if it carries one."""
         if not self.repository.exists("sampling_defaults.json"):
-            return self.default_sampling
-        return self.default_sampling.with_overrides(**self.repository.read_json("sampling_defaults.json"))
+            return self.model_sampling()
+        return self.model_sampling().with_overrides(**self.repository.read_json("sampling_defaults.json"))
+
+    def settings(self) -> dict[Phase, dict[str, Any]]:
+        """The values of ``index_settings`` by phase, null where the checkpoint does not say."""
+        return {
+            phase: {name: self.index.get(name) for name, first in self.index_settings.items() if first is phase}
+            for phase in ALL_PHASES
+        }
 
     def stage_versions(self) -> dict[Phase, dict[str, int]]:
         """Version of each stage of each phase, built or not: part of the key of what the phase makes."""
@@ -125,11 +146,17 @@ class ComposedPipelineBase(ABC):
             for phase in ALL_PHASES
         }
 
+    def has_component(self, name: str) -> bool:
+        """Whether the checkpoint's ``model_index.json`` names a class for component ``name``."""
+        return (self.index.get(name) or [None, None])[1] is not None
+
+    def phases_of(self, name: str) -> tuple[Phase, ...]:
+        """The phases that component ``name`` serves."""
+        return self.module_phases.get(name, ALL_PHASES)
+
     def components(self, phase: Phase) -> tuple[str, ...]:
-        """The required components that serve ``phase``."""
-        return tuple(
-            name for name in self._required_config_modules if phase in self.module_phases.get(name, ALL_PHASES)
-        )
+        """The components of this checkpoint that serve ``phase``."""
+        return tuple(name for name in self._used_modules() if phase in self.phases_of(name))
 
     def input_fields(self) -> tuple[str, ...]:
         """The fields of a request on which the encode phase depends."""
@@ -144,14 +171,17 @@ class ComposedPipelineBase(ABC):
         return batch
 
     def _load_modules(self, given: dict[str, Any]) -> None:
-        index = self.repository.read_json(INDEX)
-        for name in self._required_config_modules:
-            if not set(self.module_phases.get(name, ALL_PHASES)) & set(self.phases):
+        for name in self._used_modules():
+            if not set(self.phases_of(name)) & set(self.phases):
                 continue
             if name in given:
                 self.modules[name] = given[name]
                 continue
-            class_name = (index.get(name) or [None, None])[1]
-            if class_name is None:
+            if not self.has_component(name):
                 raise ValueError(f"{self.repository.root}/{INDEX} names no {name}, which {type(self).__name__} needs")
-            self.modules[name] = load_component(self.repository, name, class_name, self.fastvideo_args)
+            self.modules[name] = load_component(self.repository, name, self.index[name][1], self.fastvideo_args)
+
+    def _used_modules(self) -> list[str]:
+        return self._required_config_modules + [
+            name for name in self._optional_config_modules if self.has_component(name)
+        ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
@@ -9,11 +10,16 @@ from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineDescription:
-    """``components`` names, per phase, the folders of the checkpoint whose weights and configs shape its results."""
+    """What keys and plans are made of.
+
+    ``components`` names, per phase, the folders of the checkpoint whose weights and configs shape its results;
+    ``settings`` holds the values of its ``model_index.json`` that do.
+    """
 
     pipeline_class: str
     model_root: str
     components: Mapping[Phase, tuple[str, ...]]
+    settings: Mapping[Phase, Mapping[str, Any]]
     stage_versions: Mapping[Phase, Mapping[str, int]]
     default_sampling: SamplingParams
     canvas: CanvasRule
@@ -30,6 +36,7 @@ def describe_pipeline(model_path: str) -> PipelineDescription:
         pipeline_class=type(pipeline).__name__,
         model_root=pipeline.repository.root,
         components={phase: pipeline.components(phase) for phase in ALL_PHASES},
+        settings=pipeline.settings(),
         stage_versions=pipeline.stage_versions(),
         default_sampling=pipeline.sampling_defaults(),
         canvas=pipeline.canvas_rule(),

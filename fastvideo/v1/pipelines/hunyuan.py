@@ -59,7 +59,7 @@ class HunyuanVideoPipeline(ComposedPipelineBase):
         spatial = vae.get("spatial_compression_ratio", 8) * transformer.get("patch_size", 2)
         return CanvasRule(spatial, vae.get("temporal_compression_ratio", 4))
 
-    def sampling_defaults(self) -> SamplingParams:
+    def model_sampling(self) -> SamplingParams:
         """The defaults; a checkpoint distilled to take the guidance scale as an input has no negative prompt."""
         is_distilled = self.get_config("transformer").get("guidance_embeds", True)
-        return super().sampling_defaults().with_overrides(guidance_mode="embedded" if is_distilled else None)
+        return self.default_sampling.with_overrides(guidance_mode="embedded" if is_distilled else None)

@@ -11,6 +11,7 @@ from fastvideo.v1.plugins import load_plugins
 
 _PIPELINES = {
     "HunyuanVideoPipeline": "fastvideo.v1.pipelines.hunyuan:HunyuanVideoPipeline",
+    "WanImageToVideoPipeline": "fastvideo.v1.pipelines.wan:WanImageToVideoPipeline",
     "WanPipeline": "fastvideo.v1.pipelines.wan:WanPipeline",
     "WanDMDPipeline": "fastvideo.v1.pipelines.wan_dmd:WanDMDPipeline",
 }

@@ -31,20 +31,32 @@ def resolve_device(choice: str) -> torch.device:
 def component_dtype(name: str, args: FastVideoArgs, device: torch.device) -> torch.dtype:
     """The data type of component ``name`` under ``args``: its own precision setting, decided for ``device``."""
     if name.startswith("vae"):
-        return torch.float32 if args.vae_precision == "auto" else getattr(torch, args.vae_precision)
-    precision = args.text_encoder_precision if name.startswith("text_encoder") else args.precision
-    return _AUTO_PRECISION[device.type] if precision == "auto" else getattr(torch, precision)
+        precision = args.vae_precision
+    elif name.startswith(("text_encoder", "image_encoder")):
+        precision = args.text_encoder_precision
+    else:
+        precision = args.precision
+    if precision != "auto":
+        return getattr(torch, precision)
+    return torch.float32 if name.startswith(("vae", "image_encoder")) else _AUTO_PRECISION[device.type]
 
 
 def load_component(repository: ModelRepository, name: str, class_name: str, args: FastVideoArgs) -> Any:
-    """Component ``name`` of the repository, ready to run on the device that ``args`` choose."""
+    """Component ``name`` of the repository, ready to run on the device that ``args`` choose.
+
+    With ``expert_offload`` a second transformer stays in host memory, for :class:`ModelSwap` to bring to the device.
+    """
     if name.startswith("tokenizer"):
         return load_tokenizer(repository, name)
+    if name.startswith("image_processor"):
+        return load_image_processor(repository, name)
     if name.startswith("scheduler"):
         return resolve_model(class_name).from_config(repository.read_json(f"{name}/scheduler_config.json"))
     device = resolve_device(args.device)
     dtype = component_dtype(name, args, device)
-    model = build_model(resolve_model(class_name), repository.read_json(f"{name}/config.json"), device, dtype)
+    waits = args.expert_offload and name == "transformer_2"
+    home = torch.device("cpu") if waits else device
+    model = build_model(resolve_model(class_name), repository.read_json(f"{name}/config.json"), home, dtype)
     deltas = read_adapter(model, args.lora_path, args.lora_scale) if name == "transformer" and args.lora_path else None
     load_weights(model, repository, name, deltas)
     if name.startswith("transformer") and args.quantization is not None:
@@ -82,3 +94,13 @@ def load_tokenizer(repository: ModelRepository, name: str) -> Any:
     tokenizer_class = PreTrainedTokenizerFast if generic else AutoTokenizer
     with repository.local(*(f"{name}/{file}" for file in files)) as paths:
         return tokenizer_class.from_pretrained(str(paths[0].parent), local_files_only=True)
+
+
+def load_image_processor(repository: ModelRepository, name: str) -> Any:
+    """CLIP's image preprocessing as folder ``name`` configures it: resize, crop and normalise, in Pillow.
+
+    transformers also has it in torchvision, with other pixels; results shall not hang on what is installed.
+    """
+    from transformers import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil.from_dict(repository.read_json(f"{name}/preprocessor_config.json"))

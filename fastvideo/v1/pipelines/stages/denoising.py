@@ -6,6 +6,7 @@ import torch
 
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import get_forward_context
+from fastvideo.v1.models.swap import ModelSwap
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.stages.base import PipelineStage
@@ -19,18 +20,40 @@ class Condition(NamedTuple):
     guidance: torch.Tensor | None
 
 
+class Expert(NamedTuple):
+    """Which transformer does a step, and how strongly it is guided."""
+
+    transformer: Any
+    guidance_scale: float
+
+
 class DenoisingStage(PipelineStage):
     """Noise to latents, with classifier-free guidance (arXiv 2207.12598) if the request asks for it.
 
     Latents and the scheduler's mathematics are float32; the transformer sees its own dtype. Nothing in the loop waits
     for the device. A batch with ``scheduler_state`` goes on at its ``step_index``.
+
+    ``transformer_2``, if there is one, does the steps at timesteps below ``boundary``. ``image_latents`` of a batch are
+    further channels of what the transformer sees, or with ``holds_first_frames`` the first latent frames themselves, at
+    timestep 0, which stay as they are.
     """
 
     phase = Phase.DENOISE
 
-    def __init__(self, transformer: Any, scheduler: Any) -> None:
+    def __init__(
+        self,
+        transformer: Any,
+        scheduler: Any,
+        transformer_2: Any = None,
+        boundary: float = 0.0,
+        holds_first_frames: bool = False,
+    ) -> None:
         self.transformer = transformer
         self.scheduler = scheduler
+        self.transformer_2 = transformer_2
+        self.boundary = boundary
+        self.holds_first_frames = holds_first_frames
+        self._swap: ModelSwap | None = None
 
     def verify_input(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
         assert batch.timesteps is not None and batch.latents is not None, "timesteps and latents are prepared first"
@@ -41,23 +64,35 @@ class DenoisingStage(PipelineStage):
                 f"guidance_scale={batch.sampling.guidance_scale} needs negative_prompt_embeds; encode the negative "
                 "prompt, or set guidance_scale to 1"
             )
+        if batch.sampling.guidance_scale_2 is not None and self.transformer_2 is None:
+            scale = batch.sampling.guidance_scale_2
+            raise ValueError(
+                f"guidance_scale_2={scale} is for a model of two experts; this one has guidance_scale alone"
+            )
 
     def forward(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> ForwardBatch:
         assert batch.timesteps is not None and batch.latents is not None
         context = get_forward_context()
         dtype = self.transformer.dtype
-        branches = self._branches(batch)
+        branches, experts = self._branches(batch), self._experts(batch)
+        if batch.image_latents is not None:
+            batch.image_latents = batch.image_latents.to(batch.latents.device)
+        if self._swap is None and fastvideo_args.expert_offload and self.transformer_2 is not None:
+            self._swap = ModelSwap([self.transformer, self.transformer_2], batch.latents.device)
         if batch.scheduler_state is not None:
             self.scheduler.load_state_dict(batch.scheduler_state)
         for index in range(batch.step_index, len(batch.timesteps)):
             context.step_index = index
-            timestep = batch.timesteps[index].expand(len(batch.latents))
-            noise = self._predict(batch, batch.latents.to(dtype), timestep, branches)
+            if self._swap is not None:
+                self._swap.bring(experts[index].transformer)
+            latents, timestep = self._seen(batch, batch.timesteps[index])
+            noise = self._predict(experts[index], latents.to(dtype), timestep, branches)
             batch.latents = self.scheduler.step(noise, index, batch.latents)
             batch.step_index = index + 1
             if context.on_step is not None:
                 batch.scheduler_state = self.scheduler.state_dict()
                 context.on_step(batch)
+        batch.latents = self._held(batch)
         return batch
 
     def verify_output(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
@@ -65,18 +100,50 @@ class DenoisingStage(PipelineStage):
         if not torch.isfinite(batch.latents).all():
             raise FloatingPointError("denoising gave NaN or infinite latents; try float32, or another seed or guidance")
 
+    def _experts(self, batch: ForwardBatch) -> list[Expert]:
+        """Who does each step; decided here, so that the loop need not ask the device for a timestep."""
+        assert batch.timesteps is not None
+        sampling = batch.sampling
+        first = Expert(self.transformer, sampling.guidance_scale)
+        if self.transformer_2 is None:
+            return [first] * len(batch.timesteps)
+        scale = sampling.guidance_scale if sampling.guidance_scale_2 is None else sampling.guidance_scale_2
+        second = Expert(self.transformer_2, scale)
+        return [first if timestep >= self.boundary else second for timestep in batch.timesteps.tolist()]
+
+    def _seen(self, batch: ForwardBatch, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the transformer sees, float32 ``[b, c, t, h, w]``, and when: ``[b]``, or ``[b, t]`` for each frame."""
+        assert batch.latents is not None
+        latents, image = batch.latents, batch.image_latents
+        timestep = timestep.expand(len(latents))
+        if image is None:
+            return latents, timestep
+        if not self.holds_first_frames:
+            return torch.cat((latents, image), dim=1), timestep
+        timestep = timestep[:, None].repeat(1, latents.shape[2])
+        timestep[:, : image.shape[2]] = 0
+        return self._held(batch), timestep
+
+    def _held(self, batch: ForwardBatch) -> torch.Tensor:
+        """The latents, the first frames of them those of the image if they are held."""
+        assert batch.latents is not None
+        latents, image = batch.latents, batch.image_latents
+        if image is None or not self.holds_first_frames:
+            return latents
+        return torch.cat((image, latents[:, :, image.shape[2] :]), dim=2)
+
     def _predict(
-        self, batch: ForwardBatch, latents: torch.Tensor, timestep: torch.Tensor, branches: list[Condition]
+        self, expert: Expert, latents: torch.Tensor, timestep: torch.Tensor, branches: list[Condition]
     ) -> torch.Tensor:
         """The guided flow, float32 ``[b, c, t, h, w]``."""
         conditional, *rest = (
-            self.transformer(latents, branch.text, timestep, branch.image, branch.guidance).float()
+            expert.transformer(latents, branch.text, timestep, branch.image, branch.guidance).float()
             for branch in branches
         )
         if not rest:
             return conditional
         (unconditional,) = rest
-        return unconditional + batch.sampling.guidance_scale * (conditional - unconditional)
+        return unconditional + expert.guidance_scale * (conditional - unconditional)
 
     def _branches(self, batch: ForwardBatch) -> list[Condition]:
         """What the transformer is to follow, then what it is to avoid if the request is guided."""

@@ -13,8 +13,8 @@ from fastvideo.v1.sampling_params import SamplingParams
 class LatentPreparationStage(PipelineStage):
     """Gaussian noise from a CPU generator for each sample's seed, so that it is the same on every device and layout.
 
-    ``in_channels`` are the transformer's; ``spatial_factor`` and ``temporal_factor`` the VAE's: pixels to a latent,
-    pixel frames to a latent frame. A batch that already has latents (a resumed one) keeps them.
+    ``in_channels`` are those that the transformer denoises; ``spatial_factor`` and ``temporal_factor`` the VAE's:
+    pixels to a latent, pixel frames to a latent frame. A batch that already has latents (a resumed one) keeps them.
     """
 
     phase = Phase.DENOISE

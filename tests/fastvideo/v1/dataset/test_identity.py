@@ -27,13 +27,19 @@ def keys_with(engine: FastVideoArgs | None = None, video: VideoConfig | None = N
     description = describe_pipeline(EMBEDDED_MODEL)
     prints = {name: changes.pop(name, name) for names in description.components.values() for name in names}
     versions = changes.pop("versions", description.stage_versions)
+    settings = changes.pop("settings", description.settings)
     sampling = replace(SAMPLING, **changes)
-    description = replace(description, stage_versions=versions)
+    description = replace(description, stage_versions=versions, settings=settings)
     return phase_keys(description, prints, engine or FastVideoArgs(), sampling, video or VideoConfig())
 
 
 def changed(keys: dict[Phase, str]) -> list[Phase]:
     return [phase for phase in ALL_PHASES if keys[phase] != keys_with()[phase]]
+
+
+def settings_with(phase: Phase, **values) -> dict[Phase, dict]:
+    settings = describe_pipeline(EMBEDDED_MODEL).settings
+    return {**settings, phase: {**settings[phase], **values}}
 
 
 ALL, FROM_DENOISE, DECODE, NONE = list(ALL_PHASES), [Phase.DENOISE, Phase.DECODE], [Phase.DECODE], []
@@ -47,7 +53,10 @@ ALL, FROM_DENOISE, DECODE, NONE = list(ALL_PHASES), [Phase.DENOISE, Phase.DECODE
         ({"engine": FastVideoArgs(text_encoder_precision="bfloat16")}, ALL),
         ({"transformer": "other"}, FROM_DENOISE),
         ({"scheduler": "other"}, FROM_DENOISE),
+        ({"settings": settings_with(Phase.ENCODE, expand_timesteps=True)}, ALL),
+        ({"settings": settings_with(Phase.DENOISE, boundary_ratio=0.9)}, FROM_DENOISE),
         ({"num_inference_steps": 7}, FROM_DENOISE),
+        ({"guidance_scale_2": 3.0}, FROM_DENOISE),
         ({"flow_shift": 7.0}, FROM_DENOISE),
         ({"engine": FastVideoArgs(precision="bfloat16")}, FROM_DENOISE),
         ({"engine": FastVideoArgs(attention_backend="SLIDING_TILE_ATTN")}, FROM_DENOISE),
@@ -58,6 +67,7 @@ ALL, FROM_DENOISE, DECODE, NONE = list(ALL_PHASES), [Phase.DENOISE, Phase.DECODE
         ({"video": VideoConfig(crf=30)}, DECODE),
         ({"fps": 24}, DECODE),
         ({"engine": FastVideoArgs(attention_backend="TORCH_SDPA", device="cpu", model_path="/x")}, NONE),
+        ({"engine": FastVideoArgs(expert_offload=True)}, NONE),
         ({"seed": 9, "negative_prompt": "blurry"}, NONE),
     ],
 )
@@ -165,3 +175,15 @@ def test_of_a_large_file_header_size_and_sampled_blocks_count(tmp_path: Path, mo
 def test_a_component_without_files_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{tmp_path} holds no"):
         fingerprint_component(str(tmp_path))
+
+
+def test_the_vae_counts_where_it_encodes_images() -> None:
+    description = describe_pipeline(EMBEDDED_MODEL)
+    phases = {**description.components, Phase.ENCODE: ("text_encoder", "tokenizer", "vae")}
+    animating = replace(description, components=phases)
+    prints = {name: name for names in phases.values() for name in names}
+
+    def encode_key(engine: FastVideoArgs) -> str:
+        return phase_keys(animating, prints, engine, SAMPLING, VideoConfig())[Phase.ENCODE]
+
+    assert encode_key(FastVideoArgs(vae_precision="bfloat16")) != encode_key(FastVideoArgs())

@@ -24,7 +24,7 @@ def run_phases(model: str, batch: ForwardBatch, **args) -> ForwardBatch:
         batch = pipeline.forward(batch)
         if phase is not Phase.DECODE:
             fields = pipeline.hands_on[phase]
-            negative = [f"negative_{name}" for name in fields] if phase is Phase.ENCODE else []
+            negative = [f"negative_{name}" for name in fields if "prompt" in name]
             tensors, scalars = export_sample(batch, [*fields, *negative], 0)
             batch = ForwardBatch(prompt=batch.prompt, seeds=batch.seeds, sampling=batch.sampling)
             import_sample(batch, tensors, scalars)

@@ -120,6 +120,29 @@ class TestImageConditioning:
         expected = reference(latents, timestep, text, image.reshape(pictures * b, 3, 28), return_dict=False)[0]
         assert max_error(ours(latents, text, timestep, image), expected) < TOLERANCE
 
+    def test_bfloat16_error_is_at_most_that_of_diffusers(self, models, rms_error):
+        ours, reference = models
+        pictures = 1 if reference.config.pos_embed_seq_len is None else 2
+        low = diffusers.WanTransformer3DModel.from_config(reference.config).eval()
+        low.load_state_dict(reference.state_dict())
+        low.to(torch.bfloat16)
+        for name, parameter in low.named_parameters():
+            if any(part in name for part in low._keep_in_fp32_modules):
+                parameter.data = parameter.data.float()
+        for name, parameter in ours.named_parameters():
+            if not any(part in name.split(".") for part in ours.float32_modules):
+                parameter.data = parameter.data.bfloat16()
+        errors: dict[str, list[float]] = {"ours": [], "diffusers": []}
+        for _ in range(8):
+            latents, text, timestep, image = (
+                x.bfloat16() if x.is_floating_point() else x for x in self.inputs(1, pictures)
+            )
+            split = image.reshape(pictures, 3, 28)
+            exact = reference(latents.float(), timestep, text.float(), split.float(), return_dict=False)[0]
+            errors["ours"].append(rms_error(ours(latents, text, timestep, image), exact))
+            errors["diffusers"].append(rms_error(low(latents, timestep, text, split, return_dict=False)[0], exact))
+        assert statistics.median(errors["ours"]) <= 1.1 * statistics.median(errors["diffusers"])
+
     def test_an_image_is_asked_for(self, models):
         latents, text, timestep, _ = self.inputs(1, 1)
         with pytest.raises(AssertionError, match="image_dim"):
@@ -138,3 +161,15 @@ def test_a_timestep_for_each_frame_or_token_matches_diffusers(wan_model, max_err
     of_tokens = torch.rand(b, 18) * 1000
     expected = reference(latents, of_tokens, text, return_dict=False)[0]
     assert max_error(ours(latents, text, of_tokens), expected) < TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("runs", [3, 18], ids=["frames", "tokens"])
+def test_on_a_gpu_a_timestep_for_each_run_of_tokens_gives_what_a_cpu_gives(tiny_wan, rms_error, runs):
+    model = load(tiny_wan)
+    latents, text, _ = random_inputs(40, 2, 3, 4, 6)
+    timestep = torch.rand(2, runs) * 1000
+    expected = model(latents, text, timestep)
+    model.cuda()
+    assert rms_error(model(latents.cuda(), text.cuda(), timestep.cuda()).cpu(), expected) < TOLERANCE

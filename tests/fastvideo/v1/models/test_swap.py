@@ -1,0 +1,31 @@
+"""Models that take turns on one device."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastvideo.v1.models.swap import ModelSwap
+
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+
+def build() -> nn.Sequential:
+    """Two dtypes and a parameter of odd length."""
+    return nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3).bfloat16()).requires_grad_(False)
+
+
+def devices(model: nn.Module) -> set[str]:
+    return {parameter.device.type for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_one_model_is_on_the_device_and_no_weight_changes(device):
+    models = [build().to(device), build()]
+    expected = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    swap = ModelSwap(models, torch.device(device))
+    for turn in (0, 1, 1, 0, 1):
+        swap.bring(models[turn])
+        assert devices(models[turn]) == {device} and devices(models[1 - turn]) == {"cpu"}
+        for model, weights in zip(models, expected, strict=True):
+            for name, value in model.state_dict().items():
+                assert torch.equal(value.cpu(), weights[name].cpu())

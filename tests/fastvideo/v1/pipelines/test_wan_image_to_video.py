@@ -1,0 +1,157 @@
+"""Wan2.1 I2V, Wan2.2 I2V A14B and Wan2.2 TI2V against diffusers' ``WanImageToVideoPipeline`` and ``WanPipeline``."""
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.pipelines.phase import Phase
+from fastvideo.v1.pipelines.phase_state import export_sample, import_sample
+from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.v1.pipelines.registry import build_pipeline
+from fastvideo.v1.pipelines.stages.image_encoding import to_canvas
+
+PROMPT, NEGATIVE = "a red circle and a white star", "gray"
+CANVAS = {"height": 32, "width": 64, "num_frames": 9, "num_inference_steps": 4, "guidance_scale": 3.0}
+
+
+@pytest.fixture(scope="module")
+def wan21_i2v(variant_of_wan, tiny_transformer) -> str:
+    clip = CLIPVisionConfig(
+        hidden_size=28, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
+    )
+    components = {
+        "transformer": tiny_transformer(in_channels=36, image_dim=28, added_kv_proj_dim=40),
+        "image_encoder": CLIPVisionModel(clip),
+        "image_processor": CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
+    }
+    return variant_of_wan(components, _class_name="WanImageToVideoPipeline")
+
+
+@pytest.fixture(scope="module")
+def wan22_i2v(variant_of_wan, tiny_transformer) -> str:
+    components = {name: tiny_transformer(in_channels=36) for name in ("transformer", "transformer_2")}
+    nothing = [None, None]
+    return variant_of_wan(
+        components,
+        _class_name="WanImageToVideoPipeline",
+        boundary_ratio=0.9,
+        image_encoder=nothing,
+        image_processor=nothing,
+    )
+
+
+@pytest.fixture(scope="module")
+def wan22_ti2v(variant_of_wan, tiny_transformer, wan_22_vae) -> str:
+    components = {"transformer": tiny_transformer(in_channels=48, out_channels=48), "vae": wan_22_vae()}
+    return variant_of_wan(components, expand_timesteps=True)
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    """Blobs of colour, of another size and shape than the video."""
+    small = torch.randint(0, 256, (3, 5, 3), dtype=torch.uint8)
+    return small.repeat_interleave(17, 0).repeat_interleave(13, 1)
+
+
+def expected_frames(reference, seed: int, **inputs) -> torch.Tensor:
+    reference.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return reference(
+        prompt=PROMPT, negative_prompt=NEGATIVE, **CANVAS, **inputs, generator=generator, output_type="pt"
+    ).frames[0]
+
+
+def batch_for(pipeline, seed: int, image: torch.Tensor | None = None) -> ForwardBatch:
+    sampling = pipeline.sampling_defaults().with_overrides(**CANVAS)
+    return ForwardBatch(
+        prompt=[PROMPT],
+        negative_prompt=[NEGATIVE],
+        seeds=[seed],
+        image=None if image is None else [image],
+        sampling=sampling,
+    )
+
+
+def test_wan21_matches_diffusers(wan21_i2v, image, assert_within_two):
+    seed = torch.seed() % 2**32
+    reference = diffusers.WanImageToVideoPipeline.from_pretrained(wan21_i2v, torch_dtype=torch.float32)
+    expected = expected_frames(reference, seed, image=Image.fromarray(image.numpy()))
+    pipeline = build_pipeline(FastVideoArgs(model_path=wan21_i2v, device="cpu"))
+    assert_within_two(pipeline.forward(batch_for(pipeline, seed, image)).frames[0], expected)
+
+
+def test_wan22_experts_without_an_image_encoder_match_diffusers(wan22_i2v, image, assert_within_two):
+    seed = torch.seed() % 2**32
+    reference = diffusers.WanImageToVideoPipeline.from_pretrained(wan22_i2v, torch_dtype=torch.float32)
+    expected = expected_frames(reference, seed, image=Image.fromarray(image.numpy()))
+    pipeline = build_pipeline(FastVideoArgs(model_path=wan22_i2v, device="cpu"))
+    assert "image_encoder" not in pipeline.modules
+    assert_within_two(pipeline.forward(batch_for(pipeline, seed, image)).frames[0], expected)
+
+
+@pytest.mark.parametrize("with_image", [True, False], ids=["image", "text alone"])
+def test_wan22_ti2v_matches_diffusers(wan22_ti2v, image, assert_within_two, with_image):
+    seed = torch.seed() % 2**32
+    kind = diffusers.WanImageToVideoPipeline if with_image else diffusers.WanPipeline
+    reference = kind.from_pretrained(
+        wan22_ti2v, torch_dtype=torch.float32, **{"image_encoder": None, "image_processor": None} if with_image else {}
+    )
+    inputs = {"image": Image.fromarray(image.numpy())} if with_image else {}
+    expected = expected_frames(reference, seed, **inputs)
+    pipeline = build_pipeline(FastVideoArgs(model_path=wan22_ti2v, device="cpu"))
+    frames = pipeline.forward(batch_for(pipeline, seed, image if with_image else None)).frames[0]
+    assert_within_two(frames, expected)
+
+
+@pytest.mark.parametrize("model", ["wan21_i2v", "wan22_i2v", "wan22_ti2v"])
+def test_phases_apart_make_the_same_video_as_together(model, image, request):
+    path = request.getfixturevalue(model)
+    together = build_pipeline(FastVideoArgs(model_path=path, device="cpu"))
+    expected = together.forward(batch_for(together, 7, image)).frames
+    batch = batch_for(together, 7, image)
+    for phase in Phase:
+        pipeline = build_pipeline(FastVideoArgs(model_path=path, device="cpu"), [phase])
+        batch = pipeline.forward(batch)
+        if phase is not Phase.DECODE:
+            fields = pipeline.hands_on[phase]
+            negative = [f"negative_{name}" for name in fields if "prompt" in name]
+            state = export_sample(batch, [*fields, *negative], 0)
+            batch = ForwardBatch(prompt=[PROMPT], seeds=[7], sampling=batch.sampling)
+            import_sample(batch, *state)
+    assert torch.equal(batch.frames, expected)
+
+
+def test_an_image_is_stretched_over_the_canvas_as_diffusers_does(image):
+    from diffusers.video_processor import VideoProcessor
+
+    expected = VideoProcessor(vae_scale_factor=8).preprocess(Image.fromarray(image.numpy()), height=32, width=64)
+    torch.testing.assert_close(to_canvas(image, 32, 64), expected[0])
+
+
+def test_image_latents_say_which_frames_were_given(wan22_i2v, image):
+    pipeline = build_pipeline(FastVideoArgs(model_path=wan22_i2v, device="cpu"), [Phase.ENCODE])
+    latents = pipeline.forward(batch_for(pipeline, 1, image)).image_latents
+    assert latents.shape == (1, 20, 3, 4, 8) and latents.dtype is torch.float32
+    assert (latents[:, :4, 0] == 1).all() and (latents[:, :4, 1:] == 0).all()
+
+
+def test_the_vae_encodes_and_decodes_for_models_that_take_images(wan22_ti2v, wan22_i2v, tiny_wan):
+    for path, encodes in ((wan22_ti2v, True), (wan22_i2v, True), (tiny_wan, False)):
+        pipeline = build_pipeline(FastVideoArgs(model_path=path), ())
+        assert ("vae" in pipeline.components(Phase.ENCODE)) is encodes
+        assert "vae" in pipeline.components(Phase.DECODE)
+        assert ("image" in pipeline.input_fields()) is encodes
+
+
+def test_an_image_is_asked_for_or_refused_in_one_clear_line(wan22_i2v, tiny_wan, image):
+    animating = build_pipeline(FastVideoArgs(model_path=wan22_i2v, device="cpu"), [Phase.ENCODE])
+    with pytest.raises(ValueError, match="image is missing"):
+        animating.forward(batch_for(animating, 1))
+    with pytest.raises(ValueError, match=r"image of torch.float32 \[51, 65, 3\] must be uint8 \[height, width, 3\]"):
+        animating.forward(batch_for(animating, 1, image.float()))
+    from_text = build_pipeline(FastVideoArgs(model_path=tiny_wan, device="cpu"), [Phase.ENCODE])
+    with pytest.raises(ValueError, match="image was given, but this model makes videos of prompts alone"):
+        from_text.forward(batch_for(from_text, 1, image))
