@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ["distributed", "layers", "attention", "models", "pipelines", "dataset", "worker", "entrypoints", "cli"]
 SIDE_BY_SIDE = {"entrypoints", "cli"}
-LEAVES = {"forward_context", "fastvideo_args", "sampling_params", "logger"}
+LEAVES = {"forward_context", "fastvideo_args", "sampling_params", "logger", "plugins"}
 HEAVY = {"torch", "diffusers", "transformers"}
 
 

@@ -1,12 +1,14 @@
 """What holds for a whole process: the model, its precision, the device and how work is done on it."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastvideo.data import EMBEDDED_MODEL
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Backend = Literal["FLASH_ATTN", "TORCH_SDPA", "SLIDING_TILE_ATTN"]
+
+ATTENTION_BACKEND_VARIABLE = "FASTVIDEO_ATTENTION_BACKEND"
 
 
 def setting(default: Any, description: str, **bounds: Any) -> Any:
@@ -30,11 +32,17 @@ class FastVideoArgs:
     text_encoder_precision: Precision = setting("auto", "Data type of the text and image encoders")
     vae_precision: Precision = setting("auto", "Data type of the VAE")
 
+    lora_path: str | None = setting(
+        None, "URI of a LoRA adapter, a safetensors file or a folder with one, merged into `transformer` at load"
+    )
+    lora_scale: float = setting(1.0, "Strength of the adapter")
     quantization: Literal["fp8"] | None = setting(
         None, "Approximate: 8-bit matrix products in the transformer's blocks, a scale for each row"
     )
-    attention_backend: Backend | None = setting(
-        None, "Attention backend; without it FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed"
+    attention_backend: str | None = setting(
+        None,
+        "Attention backend: FLASH_ATTN, TORCH_SDPA, SLIDING_TILE_ATTN or a plugin's; without it "
+        "FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed",
     )
     vae_tiling: bool | None = setting(
         None,
@@ -51,3 +59,8 @@ class FastVideoArgs:
                 f"expert_offload=True and quantization={self.quantization!r} exclude each other; in 8 bits two experts "
                 "take no more memory than one in 16: leave expert_offload out"
             )
+
+
+def attention_backend_name(choice: str | None = None) -> str | None:
+    """The attention backend that is asked for: ``choice``, else the environment's, else None."""
+    return choice or os.environ.get(ATTENTION_BACKEND_VARIABLE) or None

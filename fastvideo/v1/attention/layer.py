@@ -4,6 +4,7 @@ Legend: ``b`` batch, ``s`` tokens, ``n`` heads, ``d`` head size.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -16,8 +17,11 @@ from fastvideo.v1.distributed import get_sp_group
 class LocalAttention(nn.Module):
     """Attention among the tokens that this rank holds; cross-attention to replicated tokens, too.
 
-    The backend is chosen when weights are loaded (:func:`select_attention_backends`) or at the first call.
+    The backend is chosen when weights are loaded (:func:`select_attention_backends`) or at the first call. A plugin's
+    backend may serve it if exact, or if ``supported_attention_backends`` names it.
     """
+
+    takes_approximate: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -25,7 +29,7 @@ class LocalAttention(nn.Module):
         head_size: int,
         causal: bool = False,
         softmax_scale: float | None = None,
-        supported_attention_backends: Sequence[_Backend] = (_Backend.FLASH_ATTN, _Backend.TORCH_SDPA),
+        supported_attention_backends: Sequence[str] = (_Backend.FLASH_ATTN, _Backend.TORCH_SDPA),
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -36,9 +40,11 @@ class LocalAttention(nn.Module):
         self.layer_index = 0
         self.backend: AttentionBackend | None = None
 
-    def select(self, device: torch.device, dtype: torch.dtype, requested: _Backend | None) -> None:
+    def select(self, device: torch.device, dtype: torch.dtype, requested: str | None) -> None:
         """Chooses the backend for tensors of ``dtype`` on ``device``; raises if ``requested`` cannot be had."""
-        backend = select_backend(self.head_size, dtype, device, self.supported_attention_backends, requested)
+        backend = select_backend(
+            self.head_size, dtype, device, self.supported_attention_backends, requested, self.takes_approximate
+        )
         self.backend = backend(self.num_heads, self.head_size, self.softmax_scale, self.causal, self.layer_index)
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -52,8 +58,10 @@ class LocalAttention(nn.Module):
 class DistributedAttention(LocalAttention):
     """Attention among the tokens of the whole sequence, of which each rank of the sequence group holds a part.
 
-    With one rank it is :class:`LocalAttention`.
+    With one rank it is :class:`LocalAttention`. An approximate backend of a plugin, asked for, serves these layers.
     """
+
+    takes_approximate = True
 
     def __init__(
         self,
@@ -61,7 +69,7 @@ class DistributedAttention(LocalAttention):
         head_size: int,
         causal: bool = False,
         softmax_scale: float | None = None,
-        supported_attention_backends: Sequence[_Backend] = tuple(_Backend),
+        supported_attention_backends: Sequence[str] = tuple(_Backend),
     ) -> None:
         super().__init__(num_heads, head_size, causal, softmax_scale, supported_attention_backends)
 

@@ -8,12 +8,14 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from fastvideo.v1.dataset.canonical import canonical_json
+from fastvideo.v1.models.loader.adapter_files import adapter_files
 
 NUM_BLOCKS = 16
 BLOCK_BYTES = 2**16
 _WHOLE_BYTES = 64 * 2**20  # tokenizers and vocabularies are read whole, and so are small weight files
 _SUFFIXES = (".json", ".txt", ".model", ".safetensors")
-_NOT_CONTENT = ("_name_or_path", "_diffusers_version", "transformers_version")  # a path and writers' versions
+# paths, and versions of those who wrote
+_NOT_CONTENT = ("_name_or_path", "base_model_name_or_path", "_diffusers_version", "transformers_version")
 
 
 def fingerprint_component(uri: str) -> str:
@@ -30,6 +32,13 @@ def fingerprint_component(uri: str) -> str:
         raise ValueError(f"{uri} holds no config, tokenizer or safetensors file; is the model complete?")
     files = {name: _digest_file(fs, f"{root}/{name}", size) for name, size in sorted(sizes.items())}
     return hashlib.sha256(canonical_json(files)).hexdigest()
+
+
+def fingerprint_adapter(uri: str) -> str:
+    """A digest like a component's of a LoRA adapter, a safetensors file or a folder with one, whatever its name."""
+    fs, weights, config = adapter_files(uri)
+    digests = [_digest_file(fs, path, fs.size(path)) for path in (weights, config) if path]
+    return hashlib.sha256(canonical_json(digests)).hexdigest()
 
 
 def _digest_file(fs: Any, path: str, size: int) -> str:

@@ -6,13 +6,14 @@ from typing import Any
 
 from fastvideo.v1.dataset.canonical import digest
 from fastvideo.v1.dataset.config import VideoConfig
-from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.fastvideo_args import FastVideoArgs, attention_backend_name
 from fastvideo.v1.pipelines.describe import PipelineDescription
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.sampling_params import SamplingParams
 
 KEY_LENGTH = 16
-APPROXIMATE_BACKENDS = frozenset({"SLIDING_TILE_ATTN"})
+LORA = "lora"
+EXACT_BACKENDS = frozenset({"FLASH_ATTN", "TORCH_SDPA"})
 _ENGINE_FIELDS = {
     Phase.ENCODE: ("text_encoder_precision",),
     Phase.DENOISE: ("precision", "quantization", "attention_backend"),
@@ -34,11 +35,15 @@ _SAMPLING_FIELDS = {
 
 
 def result_settings(engine: FastVideoArgs) -> dict[str, Any]:
-    """The process settings that shape results; exact attention backends all count as none."""
+    """The process settings that shape results.
+
+    An attention backend that the environment names counts as one of ``engine``. The exact ones that are built in count
+    as none; any other is its own setting, whatever it says of itself.
+    """
     values = {name: getattr(engine, name) for names in _ENGINE_FIELDS.values() for name in names}
-    if values["attention_backend"] not in APPROXIMATE_BACKENDS:
-        values["attention_backend"] = None
-    return values
+    values |= {"lora_path": engine.lora_path, "lora_scale": engine.lora_scale if engine.lora_path else None}
+    backend = attention_backend_name(engine.attention_backend)
+    return values | {"attention_backend": None if backend in EXACT_BACKENDS else backend}
 
 
 def phase_keys(
@@ -48,24 +53,27 @@ def phase_keys(
     sampling: SamplingParams,
     video: VideoConfig,
 ) -> dict[Phase, str]:
-    """The keys, each with the one before in it; ``fingerprints`` maps the components' names."""
+    """The keys, each with the one before in it.
+
+    ``fingerprints`` maps the components' names, and ``LORA`` if ``engine`` has an adapter; its path is in no key.
+    """
     settings = result_settings(engine)
     keys: dict[Phase, str] = {}
     previous = ""
     for phase in ALL_PHASES:
-        previous = keys[phase] = digest(
-            {
-                "previous": previous,
-                "pipeline": description.pipeline_class,
-                "components": {name: fingerprints[name] for name in description.components[phase]},
-                "stages": dict(description.stage_versions[phase]),
-                "settings": dict(description.settings[phase]),
-                "engine": {name: settings[name] for name in _engine_fields(description, phase)},
-                "sampling": {name: getattr(sampling, name) for name in _SAMPLING_FIELDS[phase]},
-                "video": asdict(video) if phase is Phase.DECODE else None,
-            },
-            KEY_LENGTH,
-        )
+        made_by: dict[str, Any] = {
+            "previous": previous,
+            "pipeline": description.pipeline_class,
+            "components": {name: fingerprints[name] for name in description.components[phase]},
+            "stages": dict(description.stage_versions[phase]),
+            "settings": dict(description.settings[phase]),
+            "engine": {name: settings[name] for name in _engine_fields(description, phase)},
+            "sampling": {name: getattr(sampling, name) for name in _SAMPLING_FIELDS[phase]},
+            "video": asdict(video) if phase is Phase.DECODE else None,
+        }
+        if phase is Phase.DENOISE and engine.lora_path:
+            made_by[LORA] = [fingerprints[LORA], engine.lora_scale]
+        previous = keys[phase] = digest(made_by, KEY_LENGTH)
     return keys
 
 

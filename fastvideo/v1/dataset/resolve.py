@@ -4,13 +4,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
+from fsspec.core import url_to_fs
+
 from fastvideo.v1.dataset.canonical import digest
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.dataset.fingerprint import fingerprint_component
-from fastvideo.v1.dataset.keys import phase_keys, result_settings
+from fastvideo.v1.dataset.fingerprint import fingerprint_adapter, fingerprint_component
+from fastvideo.v1.dataset.keys import LORA, phase_keys, result_settings
 from fastvideo.v1.dataset.layout import run_path
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.describe import PipelineDescription, describe_pipeline
 from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
 
@@ -21,11 +24,13 @@ _PACKAGES = ("fastvideo", "torch", "diffusers", "transformers")
 def resolve_run(config: RunConfig, output: Store) -> tuple[Run, CanvasRule]:
     """The run that ``config`` names, as it is stored or else new and not yet stored, and its model's sizes.
 
-    Raises ``ValueError`` for a default size that the model cannot make, and for a store other than the run's own.
+    Raises ``ValueError`` for a default size that the model cannot make, for an attention backend that does not exist,
+    and for a store other than the run's own.
     """
     description = describe_pipeline(config.engine.model_path)
     sampling = config.sampling.apply(description.default_sampling)
     description.canvas.check(sampling.height, sampling.width, sampling.num_frames)
+    _check_backend(config.engine)
     run = _new_run(config, description, sampling, output)
     try:
         stored = Run.from_json(output.read(run_path(run.name)), output)
@@ -43,7 +48,10 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
     names = [name for components in description.components.values() for name in components]
     root = description.model_root.rstrip("/")
     fingerprints = {name: fingerprint_component(f"{root}/{name}") for name in dict.fromkeys(names)}
-    keys = phase_keys(description, fingerprints, config.engine, sampling, config.video)
+    engine = _with_whole_lora_path(config.engine)
+    if engine.lora_path:
+        fingerprints[LORA] = fingerprint_adapter(engine.lora_path)
+    keys = phase_keys(description, fingerprints, engine, sampling, config.video)
     identity = {
         "keys": {str(phase): key for phase, key in keys.items()},
         "seed": sampling.seed,
@@ -60,7 +68,7 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
         sampling=sampling,
         repeats=config.repeats,
         video=config.video,
-        engine=result_settings(config.engine),
+        engine=result_settings(engine),
         keys=keys,
         fingerprints=fingerprints,
         stage_versions=description.stage_versions,
@@ -68,6 +76,20 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
         store_uri=Store(config.store).uri("") if config.store else None,
         output=output,
     )
+
+
+def _with_whole_lora_path(engine: FastVideoArgs) -> FastVideoArgs:
+    """A job may run in another directory than this."""
+    if not engine.lora_path:
+        return engine
+    fs, path = url_to_fs(engine.lora_path)
+    return replace(engine, lora_path=fs.unstrip_protocol(path))
+
+
+def _check_backend(engine: FastVideoArgs) -> None:
+    from fastvideo.v1.attention.selector import requested_backend
+
+    requested_backend(engine.attention_backend)
 
 
 def _version(package: str) -> str:

@@ -10,6 +10,7 @@ from fastvideo.v1.dataset.config import VideoConfig
 from fastvideo.v1.dataset.video import VideoWriter
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
+from fastvideo.v1.models.loader.adapter import set_adapter
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 
@@ -36,6 +37,13 @@ class VideoGenerator:
         worker.init_device()
         worker.load()
         return cls(worker)
+
+    def set_lora(self, path: str | None, scale: float = 1.0) -> None:
+        """Puts a LoRA adapter beside the transformer's weights, in place of the one before; None takes it off.
+
+        An adapter that was merged at load (``lora_path``) stays merged.
+        """
+        set_adapter(self.worker.pipeline.get_module("transformer"), path, scale)
 
     def generate_video(
         self,

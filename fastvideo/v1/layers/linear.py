@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.v1.distributed import get_tp_group
+from fastvideo.v1.layers.low_rank import LowRankBranch, WeightDelta
 from fastvideo.v1.layers.quantization import QuantizedRows, quantize_rows, quantized_linear
 from fastvideo.v1.layers.weight_loading import copy_exactly
 
 
 class LinearBase(nn.Module):
-    """Weight ``[o, i]`` and bias ``[o]``, of which subclasses keep a slice."""
+    """Weight ``[o, i]`` and bias ``[o]``, of which subclasses keep a slice; ``branch`` is an adapter kept apart."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     input_sizes: list[int]  # of the inputs that this rank holds
     quantized: list[QuantizedRows] | None = None  # the weight's part for each input, once quantize() is called
+    branch: LowRankBranch | None = None
 
     def _create_parameters(self, input_size: int, output_size: int, bias: bool) -> None:
         self.input_sizes = [input_size]
@@ -51,13 +53,20 @@ class LinearBase(nn.Module):
         out = F.linear(first, weight, self.bias)
         for x, weight in others:
             out.flatten(0, -2).addmm_(x.flatten(0, -2), weight.t())
-        return out
+        return out if self.branch is None else self.branch.added_to(out, *tensors)
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         raise NotImplementedError
 
     def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         raise NotImplementedError
+
+    def low_rank_branch(self, delta: WeightDelta, part: int) -> LowRankBranch:
+        """What ``delta`` of part ``part`` adds, for this rank's slice and in the weight's dtype."""
+        assert delta.down is not None, "a branch is made of a pair"
+        up = torch.zeros(len(self.weight), len(delta.down), dtype=torch.float32)
+        self.load_weight(nn.Parameter(up, requires_grad=False), delta.up, part)  # the rows that are ours
+        return LowRankBranch(delta.down.to(self.weight), (up * delta.strength).to(self.weight))
 
 
 class ReplicatedLinear(LinearBase):
@@ -133,6 +142,12 @@ class MergedRowParallelLinear(LinearBase):
     def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         # Every rank adds its bias before the sum, so only the first holds it: a bias is counted once.
         copy_exactly(param.data, loaded if self._group.rank == 0 else torch.zeros_like(loaded))
+
+    def low_rank_branch(self, delta: WeightDelta, part: int) -> LowRankBranch:
+        assert delta.down is not None, "a branch is made of a pair"
+        down = torch.zeros(len(delta.down), sum(self.input_sizes), dtype=torch.float32)
+        self.load_weight(nn.Parameter(down, requires_grad=False), delta.down)  # the columns that are ours
+        return LowRankBranch(down.to(self.weight), (delta.up.float() * delta.strength).to(self.weight))
 
     def forward(self, *inputs: torch.Tensor | QuantizedRows) -> torch.Tensor:
         return self._group.all_reduce(self.multiply(*inputs))

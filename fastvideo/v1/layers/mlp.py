@@ -22,7 +22,7 @@ class UpGelu(ColumnParallelLinear):
     def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor | QuantizedRows:  # type: ignore[override]
         if self.quantized is not None:
             return quantize_rows(self.multiply(x), gelu=True)
-        if isinstance(x, torch.Tensor) and x.is_cuda and self.bias is not None:
+        if isinstance(x, torch.Tensor) and x.is_cuda and self.bias is not None and self.branch is None:
             # cuBLASLt applies the tanh GELU in the matrix product's epilogue: one pass over the widest tensor less.
             flat = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
             return flat.unflatten(0, x.shape[:-1])

@@ -1,12 +1,13 @@
 """What every model of the framework shares: a config read from the checkpoint and a table of checkpoint names."""
 
 from dataclasses import dataclass, fields
+from fnmatch import fnmatch
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
-from fastvideo.v1.layers.linear import MergedColumnParallelLinear, MergedRowParallelLinear
+from fastvideo.v1.layers.linear import LinearBase
 from fastvideo.v1.logger import init_logger
 
 logger = init_logger(__name__)
@@ -30,16 +31,18 @@ class Model(nn.Module):
     """An inference-only model built from its config, with empty weights, on the current default device.
 
     ``packed_modules`` maps a merged layer to the checkpoint's separate ones, in order. ``renamed_keys`` are
-    replacements within the checkpoint's names, made one after another. ``ignored_keys`` are suffixes that a
-    checkpoint may have and the model does not need. ``float32_modules`` are names that stay in float32 whatever the
-    model's dtype. ``attends_text_padding`` says whether a transformer was trained to see the zeros after a text; one
-    that was not gets its text without them. ``quantized_modules`` are prefixes of names: the parallel linear layers
-    below them are those that :meth:`quantize` changes.
+    replacements within the checkpoint's names, made one after another; ``original_keys`` are such replacements from the
+    names of the model's first publication to the checkpoint's, for adapters that use those. ``ignored_keys`` are
+    suffixes that a checkpoint may have and the model does not need. ``float32_modules`` are names that stay in float32
+    whatever the model's dtype. ``attends_text_padding`` says whether a transformer was trained to see the zeros after a
+    text; one that was not gets its text without them. ``quantized_modules`` are patterns of the names of
+    those linear layers that :meth:`quantize` changes: the ones that work on video tokens.
     """
 
     config_class: ClassVar[type[ModelConfig]]
     packed_modules: ClassVar[dict[str, tuple[str, ...]]] = {}
     renamed_keys: ClassVar[dict[str, str]] = {}
+    original_keys: ClassVar[dict[str, str]] = {}
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     float32_modules: ClassVar[tuple[str, ...]] = ()
     attends_text_padding: ClassVar[bool] = True
@@ -55,6 +58,6 @@ class Model(nn.Module):
         if not self.quantized_modules:
             raise ValueError(f"{type(self).__name__} has no 8-bit form; leave quantization empty")
         for name, module in self.named_modules():
-            parallel = isinstance(module, MergedColumnParallelLinear | MergedRowParallelLinear)
-            if parallel and name.startswith(self.quantized_modules):
+            if any(fnmatch(name, pattern) for pattern in self.quantized_modules):
+                assert isinstance(module, LinearBase), f"{name} is no linear layer of the framework"
                 module.quantize()

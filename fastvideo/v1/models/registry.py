@@ -6,6 +6,8 @@ A user's own model joins through :func:`register_model`; nothing registers itsel
 from importlib import import_module
 from typing import Any
 
+from fastvideo.v1.plugins import load_plugins
+
 _MODELS = {
     "HunyuanVideoTransformer3DModel": "fastvideo.v1.models.dits.hunyuan:HunyuanVideoTransformer3DModel",
     "WanTransformer3DModel": "fastvideo.v1.models.dits.wan:WanTransformer3DModel",
@@ -15,6 +17,7 @@ _MODELS = {
     "CLIPVisionModel": "fastvideo.v1.models.encoders.clip_vision:CLIPVisionModel",
     "LlamaModel": "fastvideo.v1.models.encoders.llama:LlamaModel",
     "UMT5EncoderModel": "fastvideo.v1.models.encoders.umt5:UMT5EncoderModel",
+    "DMDScheduler": "fastvideo.v1.models.schedulers.dmd:DMDScheduler",
     "UniPCMultistepScheduler": "fastvideo.v1.models.schedulers.unipc:UniPCMultistepScheduler",
     "FlowMatchEulerDiscreteScheduler": (
         "fastvideo.v1.models.schedulers.flow_match_euler:FlowMatchEulerDiscreteScheduler"
@@ -29,6 +32,7 @@ def register_model(class_name: str, location: str) -> None:
 
 def resolve_model(class_name: str) -> Any:
     """The class that serves ``class_name``; an unknown name raises ``ValueError`` with those that are known."""
+    load_plugins()
     if class_name not in _MODELS:
         raise ValueError(
             f"no model serves {class_name!r}; there are: {', '.join(sorted(_MODELS))} (register_model adds one)"

@@ -7,11 +7,13 @@ from fastvideo.v1.models.loader.repository import INDEX, ModelRepository
 from fastvideo.v1.models.registry import import_class
 from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+from fastvideo.v1.plugins import load_plugins
 
 _PIPELINES = {
     "HunyuanVideoPipeline": "fastvideo.v1.pipelines.hunyuan:HunyuanVideoPipeline",
     "WanImageToVideoPipeline": "fastvideo.v1.pipelines.wan:WanImageToVideoPipeline",
     "WanPipeline": "fastvideo.v1.pipelines.wan:WanPipeline",
+    "WanDMDPipeline": "fastvideo.v1.pipelines.wan_dmd:WanDMDPipeline",
 }
 
 
@@ -22,6 +24,7 @@ def register_pipeline(class_name: str, location: str) -> None:
 
 def build_pipeline(fastvideo_args: FastVideoArgs, phases: Sequence[Phase] = ALL_PHASES) -> ComposedPipelineBase:
     """The pipeline of the checkpoint in ``fastvideo_args``, loaded for ``phases``."""
+    load_plugins()
     repository = ModelRepository(fastvideo_args.model_path)
     class_name = repository.read_json(INDEX).get("_class_name")
     if class_name not in _PIPELINES:

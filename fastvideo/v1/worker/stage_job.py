@@ -9,13 +9,14 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fastvideo.v1.dataset.failures import record_failure
+from fastvideo.v1.dataset.keys import result_settings
 from fastvideo.v1.dataset.ledger import LedgerWriter
 from fastvideo.v1.dataset.run import Run, open_run
 from fastvideo.v1.dataset.shards import read_shard
@@ -143,9 +144,21 @@ def run_stage_job(run: Run, phase: Phase, shard: str, worker: GPUWorker, setting
     emit("done", phase=phase, rank=worker.rank, seconds=round(time.monotonic() - started, 3), **counts)
 
 
-def _decided(run: Run) -> dict[str, Any]:
-    """The run's own settings; where it leaves a choice open (an exact attention backend), the job may make it."""
-    return {name: value for name, value in run.engine.items() if value is not None}
+def engine_settings(run: Run, given: Mapping[str, Any]) -> FastVideoArgs:
+    """The run's own settings; where it leaves a choice open (an exact attention backend), the job may make it.
+
+    Raises ``ValueError`` for a choice, of ``given`` or of this host's environment, that would shape results otherwise
+    than the run's key says.
+    """
+    decided = {name: value for name, value in run.engine.items() if value is not None}
+    engine = FastVideoArgs(**{**given, **decided, "model_path": run.model_path})
+    for name, value in result_settings(engine).items():
+        if value != (planned := run.engine.get(name)):
+            raise ValueError(
+                f"{name}={value!r} here, but run {run.name} was planned with {planned!r}, and both cannot share a key; "
+                "take it out of the job's settings and environment, or plan with it"
+            )
+    return engine
 
 
 def _stop_on_sigterm() -> Any:
@@ -167,8 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", default="{}", type=json.loads, help="JSON of JobSettings")
     options = parser.parse_args(arguments)
     run = open_run(options.output, options.run)
-    engine = FastVideoArgs(**{**options.engine, **_decided(run), "model_path": run.model_path})
-    worker = GPUWorker(engine, (options.phase,))
+    worker = GPUWorker(engine_settings(run, options.engine), (options.phase,))
     run_stage_job(run, options.phase, options.shard, worker, JobSettings(**options.settings))
 
 

@@ -12,7 +12,7 @@ def store_quantized(x, out_ptr, scale_ptr, row, width, columns, inside):
     """Writes the row ``x``, float32 and 0 outside, as 8-bit floats and its scale."""
     scale = tl.maximum(tl.max(tl.abs(x), axis=0) / FP8_MAX, 1e-12)
     tl.store(scale_ptr + row, scale)
-    tl.store(out_ptr + row * width + columns, (x / scale).to(tl.float8e4nv), mask=inside)
+    tl.store(out_ptr + row * width + columns, (x * (1.0 / scale)).to(tl.float8e4nv), mask=inside)
 
 
 @triton.jit

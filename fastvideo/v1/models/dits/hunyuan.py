@@ -169,7 +169,7 @@ class JointAttention(nn.Module):
         self.to_add_out = RowParallelLinear(width, width)
 
     def forward(
-        self, video: torch.Tensor | QuantizedRows, text: torch.Tensor | QuantizedRows, rotary: RotaryTables
+        self, video: torch.Tensor | QuantizedRows, text: torch.Tensor, rotary: RotaryTables
     ) -> tuple[torch.Tensor, torch.Tensor]:
         video_qkv, text_qkv = self.to_qkv(video), self.add_qkv(text)
         streams = [(video_qkv, self.norm_qk, rotary), (text_qkv, self.norm_added_qk, None)]
@@ -195,10 +195,10 @@ class DoubleStreamBlock(nn.Module):
         """``video`` ``[b, s, d]``, ``text`` ``[b, l, d]``, ``condition`` ``[b, d]``."""
         shift, scale, gate, *video_ff = self.norm1(condition)
         text_shift, text_scale, text_gate, *text_ff = self.norm1_context(condition)
-        in_8_bits = self.ff.up.quantized is not None
+        in_8_bits = self.attn.to_qkv.quantized is not None
         video_out, text_out = self.attn(
             modulated_norm(video, shift, scale, _EPS, in_8_bits),
-            modulated_norm(text, text_shift, text_scale, _EPS, in_8_bits),
+            modulated_norm(text, text_shift, text_scale, _EPS),
             rotary,
         )
         video = self._feed_forward(self.ff, video, video_out, gate, *video_ff)
@@ -256,7 +256,12 @@ class HunyuanVideoTransformer3DModel(Model):
     config: HunyuanVideoTransformerConfig
     config_class = HunyuanVideoTransformerConfig
     attends_text_padding = False
-    quantized_modules = ("transformer_blocks.", "single_transformer_blocks.")
+    quantized_modules = (
+        "*transformer_blocks.*.attn.to_qkv",
+        "*transformer_blocks.*.attn.to_out",
+        "*transformer_blocks.*.ff.*",
+        "single_transformer_blocks.*.proj_*",
+    )
     packed_modules = {
         "to_qkv": ("to_q", "to_k", "to_v"),
         "add_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),

@@ -217,8 +217,32 @@ class WanTransformer3DModel(Model):
         ".ff.net.2.": ".down.",
     }
     ignored_keys = ("norm_added_q.weight",)
-    quantized_modules = ("blocks.",)
+    quantized_modules = ("blocks.*.attn?.to_qkv", "blocks.*.attn?.to_q", "blocks.*.attn?.to_out", "blocks.*.ffn.*")
     float32_modules = ("time_embedder", "scale_shift_table", "norm1", "norm2")
+    original_keys = {
+        ".self_attn.": ".attn1.",
+        ".cross_attn.": ".attn2.",
+        ".q.": ".to_q.",
+        ".k.": ".to_k.",
+        ".v.": ".to_v.",
+        ".o.": ".to_out.0.",
+        ".k_img.": ".add_k_proj.",
+        ".v_img.": ".add_v_proj.",
+        ".norm_k_img.": ".norm_added_k.",
+        ".ffn.0.": ".ffn.net.0.proj.",
+        ".ffn.2.": ".ffn.net.2.",
+        ".norm3.": ".norm2.",
+        "time_embedding.0.": "condition_embedder.time_embedder.linear_1.",
+        "time_embedding.2.": "condition_embedder.time_embedder.linear_2.",
+        "time_projection.1.": "condition_embedder.time_proj.",
+        "text_embedding.0.": "condition_embedder.text_embedder.linear_1.",
+        "text_embedding.2.": "condition_embedder.text_embedder.linear_2.",
+        "img_emb.proj.0.": "condition_embedder.image_embedder.norm1.",
+        "img_emb.proj.1.": "condition_embedder.image_embedder.ff.net.0.proj.",
+        "img_emb.proj.3.": "condition_embedder.image_embedder.ff.net.2.",
+        "img_emb.proj.4.": "condition_embedder.image_embedder.norm2.",
+        "head.head.": "proj_out.",
+    }
 
     def __init__(self, config: WanTransformerConfig) -> None:
         super().__init__(config)

@@ -8,6 +8,7 @@ from torch import nn
 from fastvideo.v1.attention.layer import select_attention_backends
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.models.base import Model
+from fastvideo.v1.models.loader.adapter import read_adapter
 from fastvideo.v1.models.loader.repository import ModelRepository
 from fastvideo.v1.models.loader.weights import load_weights
 from fastvideo.v1.models.registry import resolve_model
@@ -56,7 +57,8 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
     waits = args.expert_offload and name == "transformer_2"
     home = torch.device("cpu") if waits else device
     model = build_model(resolve_model(class_name), repository.read_json(f"{name}/config.json"), home, dtype)
-    load_weights(model, repository, name)
+    deltas = read_adapter(model, args.lora_path, args.lora_scale) if name == "transformer" and args.lora_path else None
+    load_weights(model, repository, name, deltas)
     if name.startswith("transformer") and args.quantization is not None:
         model.quantize()
     select_attention_backends(model, device, dtype, args.attention_backend)

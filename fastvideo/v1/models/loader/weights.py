@@ -1,19 +1,26 @@
 """Safetensors shards into a model's parameters, one tensor in memory at a time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from fastvideo.v1.layers.low_rank import WeightDelta
 from fastvideo.v1.layers.weight_loading import load_parameter
 from fastvideo.v1.models.base import Model
 from fastvideo.v1.models.loader.repository import ModelRepository
 
+Target: TypeAlias = tuple[str, int]
+"""A parameter's name and a part of it."""
 
-def load_weights(model: Model, repository: ModelRepository, folder: str) -> None:
-    """Fills ``model`` from the shards in ``folder``.
+
+def load_weights(
+    model: Model, repository: ModelRepository, folder: str, deltas: Mapping[Target, WeightDelta] | None = None
+) -> None:
+    """Fills ``model`` from the shards in ``folder``, each tensor with its own of ``deltas`` added in float32.
 
     Raises ``ValueError`` naming the file for a truncated shard, a wrong shape, an unknown key, and naming the folder
     and the first keys for parameters that no shard had.
@@ -22,10 +29,15 @@ def load_weights(model: Model, repository: ModelRepository, folder: str) -> None
     tensors = (
         (f"{repository.root}/{shard}", key, tensor) for shard in shards for key, tensor in _tensors(repository, shard)
     )
-    assign_weights(model, tensors, f"{repository.root}/{folder}")
+    assign_weights(model, tensors, f"{repository.root}/{folder}", deltas)
 
 
-def assign_weights(model: Model, tensors: Iterable[tuple[str, str, torch.Tensor]], origin: str) -> None:
+def assign_weights(
+    model: Model,
+    tensors: Iterable[tuple[str, str, torch.Tensor]],
+    origin: str,
+    deltas: Mapping[Target, WeightDelta] | None = None,
+) -> None:
     """Fills ``model`` from (file, key, tensor) triples; errors are those of :func:`load_weights`."""
     parameters = dict(model.named_parameters())
     missing = {(name, part) for name in parameters for part in range(_num_parts(model, name))}
@@ -37,6 +49,8 @@ def assign_weights(model: Model, tensors: Iterable[tuple[str, str, torch.Tensor]
             raise ValueError(f"{file}: key {key!r} is not of {type(model).__name__}")
         name, part = target
         try:
+            if deltas and target in deltas:
+                tensor = deltas[target].added_to(tensor, parameters[name].device)
             load_parameter(parameters[name], tensor, part)
         except ValueError as error:
             raise ValueError(f"{file}: {key}: {error}") from None
@@ -46,7 +60,7 @@ def assign_weights(model: Model, tensors: Iterable[tuple[str, str, torch.Tensor]
         raise ValueError(f"{origin} lacks {len(missing)} weights of {type(model).__name__}: {names}, …")
 
 
-def parameter_of(model: Model, parameters: dict[str, nn.Parameter], key: str) -> tuple[str, int] | None:
+def parameter_of(model: Model, parameters: Mapping[str, nn.Parameter], key: str) -> Target | None:
     """The parameter that the checkpoint's ``key`` belongs to and the part of it, or None."""
     for old, new in model.renamed_keys.items():
         key = key.replace(old, new)

@@ -1,8 +1,11 @@
 """What the denoising loop asks of a scheduler."""
 
+from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import torch
+
+from fastvideo.v1.sampling_params import SamplingParams
 
 SchedulerState: TypeAlias = dict[str, torch.Tensor | int | float]
 
@@ -23,6 +26,13 @@ class Scheduler(Protocol):
 
     def set_shift(self, shift: float) -> None:
         """Take another flow shift, as if built with it; ``set_timesteps`` must follow."""
+        ...
+
+    def set_request(self, sampling: SamplingParams, seeds: Sequence[int]) -> None:
+        """Take what the steps of a request depend on beside its timesteps: noise is drawn from its samples' seeds.
+
+        Raises ``ValueError`` for a request that this sampler cannot serve.
+        """
         ...
 
     def set_timesteps(

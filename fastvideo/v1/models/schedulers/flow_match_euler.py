@@ -1,9 +1,12 @@
 """The Euler steps of flow matching; timesteps and sigmas are diffusers'."""
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.schedulers import scheduling_flow_match_euler_discrete as reference
 
 from fastvideo.v1.models.schedulers.base import SchedulerState
+from fastvideo.v1.sampling_params import SamplingParams
 
 
 class FlowMatchEulerDiscreteScheduler(reference.FlowMatchEulerDiscreteScheduler):
@@ -17,6 +20,9 @@ class FlowMatchEulerDiscreteScheduler(reference.FlowMatchEulerDiscreteScheduler)
         # The base class keeps the sigma range of the shift it was built with; a run must not depend on that history.
         rebuilt = type(self).from_config(self.config, shift=shift)
         self.__dict__.update(rebuilt.__dict__)
+
+    def set_request(self, sampling: SamplingParams, seeds: Sequence[int]) -> None:
+        """Steps draw no noise, and serve any request."""
 
     def set_timesteps(  # type: ignore[override]
         self, num_inference_steps: int, device: str | torch.device, sigmas: list[float] | None = None

@@ -13,6 +13,7 @@ import torch
 from diffusers.schedulers import scheduling_unipc_multistep as reference
 
 from fastvideo.v1.models.schedulers.base import SchedulerState
+from fastvideo.v1.sampling_params import SamplingParams
 
 # The inputs of a step, in the order of its weights; earlier predictions follow, newest first.
 _SAMPLE, _MODEL_OUTPUT, _LAST_SAMPLE, _FIRST_PREDICTION = range(4)
@@ -41,6 +42,9 @@ class UniPCMultistepScheduler(reference.UniPCMultistepScheduler):
 
     def set_shift(self, shift: float) -> None:
         self.register_to_config(flow_shift=shift)
+
+    def set_request(self, sampling: SamplingParams, seeds: Sequence[int]) -> None:
+        """Steps draw no noise, and serve any request."""
 
     def set_timesteps(  # type: ignore[override]
         self, num_inference_steps: int, device: str | torch.device, sigmas: list[float] | None = None

@@ -26,6 +26,7 @@ class TimestepPreparationStage(PipelineStage):
         assert self._checkpoint_shift is not None, "this stage was built without its scheduler"
         shift = batch.sampling.flow_shift
         self.scheduler.set_shift(self._checkpoint_shift if shift is None else shift)
+        self.scheduler.set_request(batch.sampling, batch.seeds)
         steps, device = batch.sampling.num_inference_steps, resolve_device(fastvideo_args.device)
         sigmas = [1.0 - step / steps for step in range(steps)] if self.even_sigmas else None
         self.scheduler.set_timesteps(steps, device=device, sigmas=sigmas)

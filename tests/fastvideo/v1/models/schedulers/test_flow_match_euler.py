@@ -7,8 +7,10 @@ import torch
 from fastvideo.v1.models.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 
 
-@pytest.mark.parametrize("num_steps", [2, 8, 20, 50])
-@pytest.mark.parametrize("change", [{}, {"shift": 7.0}, {"use_karras_sigmas": True}, {"shift_terminal": 0.1}], ids=str)
+@pytest.mark.parametrize("num_steps", [2, 6, 8, 20, 50])
+@pytest.mark.parametrize(
+    "change", [{}, {"shift": 7.0}, {"shift": 17.0}, {"use_karras_sigmas": True}, {"shift_terminal": 0.1}], ids=str
+)
 def test_latents_equal_those_of_diffusers(change, num_steps, toy_model, latents, denoise, denoise_with_diffusers):
     ours = FlowMatchEulerDiscreteScheduler(**change)
     reference = diffusers.FlowMatchEulerDiscreteScheduler(**change)
