@@ -15,11 +15,19 @@ from fastvideo.v1.dataset.layout import shard_path, wave_dir
 from fastvideo.v1.dataset.ledger import read_ledger
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, from_parquet, to_parquet
-from fastvideo.v1.dataset.scan import Scan, read_index
+from fastvideo.v1.dataset.scan import INPUT_COLUMNS, Scan, read_index
+from fastvideo.v1.pipelines.inputs import IMAGE_INPUT
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
 TARGET_SECONDS = 5400.0  # of one job at one shard: long enough that launching and loading stay under 1%
-TEXT_SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
+# Rows of an encode shard: a text, or an image with the canvas that it is fitted to.
+INPUT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        *(SAMPLE_SCHEMA.field(name) for name in IMAGE_INPUT),
+    ]
+)
 _UNMEASURED = {Phase.DENOISE: 256, Phase.DECODE: 1024}  # samples, until the ledger tells seconds
 _LARGEST = 16_384
 _SHARDS_PER_JOB = 2  # at least, where samples are few, so that jobs end together
@@ -47,7 +55,7 @@ class Shard:
 
 
 def write_shards(run: Run, scan: Scan, config: RunConfig, wave_number: int) -> list[Shard]:
-    """The next wave: shards for the first samples, in data-set order, that miss a text, latents or a video.
+    """The next wave: shards for the first samples, in data-set order, that miss an input, latents or a video.
 
     Encode shards come first, then denoise, then decode, all about the same samples. Empty when nothing can be made.
     """
@@ -57,7 +65,7 @@ def write_shards(run: Run, scan: Scan, config: RunConfig, wave_number: int) -> l
         return []
     wave = f"{wave_number:04d}-{uuid.uuid4().hex[:6]}"
     tables = {
-        Phase.ENCODE: _texts(rows, scan[Phase.ENCODE].missing_ids),
+        Phase.ENCODE: _inputs(run, rows, scan[Phase.ENCODE].missing_ids),
         Phase.DENOISE: rows.filter(pc.is_in(rows["id"], scan[Phase.DENOISE].missing_ids)),
         Phase.DECODE: rows.filter(pc.is_in(rows["id"], scan[Phase.DECODE].missing_ids)),
     }
@@ -70,7 +78,7 @@ def write_shards(run: Run, scan: Scan, config: RunConfig, wave_number: int) -> l
 
 
 def read_shard(run: Run, path: str) -> pa.Table:
-    """The rows of a shard: ``TEXT_SCHEMA`` for encode, else those of ``SAMPLE_SCHEMA`` (see ``to_samples``)."""
+    """The rows of a shard: ``INPUT_SCHEMA`` for encode, else those of ``SAMPLE_SCHEMA`` (see ``to_samples``)."""
     return from_parquet(run.output.read(path))
 
 
@@ -98,8 +106,7 @@ def _next_rows(run: Run, scan: Scan, limit: int) -> pa.Table:
     masks = [
         pc.is_in(index["id"], missing[Phase.DENOISE]),
         pc.is_in(index["id"], missing[Phase.DECODE]),
-        pc.is_in(index["input_id"], missing[Phase.ENCODE]),
-        pc.is_in(index["negative_input_id"], missing[Phase.ENCODE]),
+        *(pc.is_in(index[name], missing[Phase.ENCODE]) for name in INPUT_COLUMNS),
     ]
     wanted = np.logical_or.reduce([mask.to_numpy() for mask in masks])
     positions = np.flatnonzero(wanted)[:limit]
@@ -117,15 +124,18 @@ def _take(batches: Iterable[pa.RecordBatch], positions: np.ndarray) -> Iterator[
         start += len(batch)
 
 
-def _texts(rows: pa.Table, missing: pa.Array) -> pa.Table:
-    pairs = [
-        rows.select(["input_id", "prompt"]).rename_columns(TEXT_SCHEMA.names),
-        rows.select(["negative_input_id", "negative_prompt"]).rename_columns(TEXT_SCHEMA.names),
+def _inputs(run: Run, rows: pa.Table, missing: pa.Array) -> pa.Table:
+    """What is to be encoded for the rows, each input once: texts, then images."""
+    canvas = {name: rows[name].fill_null(getattr(run.sampling, name)) for name in IMAGE_INPUT[1:]}
+    parts = [
+        {"id": rows["input_id"], "text": rows["prompt"]},
+        {"id": rows["negative_input_id"], "text": rows["negative_prompt"]},
+        {"id": rows["image_input_id"], "image": rows["image"], **canvas},
     ]
-    texts = pa.concat_tables([pair.cast(TEXT_SCHEMA) for pair in pairs])
-    texts = texts.filter(pc.is_in(texts["id"], missing))
-    _, first = np.unique(texts["id"].to_numpy(), return_index=True)
-    return texts.take(pa.array(np.sort(first)))
+    inputs = pa.concat_tables([pa.table(part) for part in parts], promote_options="default").select(INPUT_SCHEMA.names)
+    inputs = inputs.filter(pc.is_in(inputs["id"], missing))
+    _, first = np.unique(inputs["id"].to_numpy(), return_index=True)
+    return inputs.take(pa.array(np.sort(first)))
 
 
 def _cut(run: Run, wave: str, phase: Phase, rows: pa.Table, size: int) -> Iterator[Shard]:
