@@ -109,9 +109,8 @@ class _Planner:
             return self._reject(row)
         sampling = self._run.sampling
         overrides = {name: value for name, value in row.overrides.items() if value != getattr(sampling, name)}
-        if overrides:
-            if error := self._canvas_error(*self._canvas(overrides)):
-                return self._reject(RejectedRow(row.source, row.prompt[:200], error))
+        if overrides and (error := self._canvas_error(*self._canvas(overrides))):
+            return self._reject(RejectedRow(row.source, row.prompt[:200], error))
         for repeat in range(row.repeats or self._run.repeats):
             self._add(row, image, overrides, repeat)
 

@@ -63,7 +63,6 @@ def _rows(
 ) -> pa.RecordBatch:
     ids, inputs = rows["id"], rows["input_id"]
     made = {
-        Phase.ENCODE: _join(ledger[Phase.ENCODE], inputs),
         Phase.DENOISE: _join(ledger[Phase.DENOISE], ids),
         Phase.DECODE: _join(ledger[Phase.DECODE], ids),
     }
@@ -81,7 +80,8 @@ def _rows(
         "embeddings_path": _paths(run, Phase.ENCODE, inputs, objects),
         "bytes": _join(objects[Phase.DECODE], ids)["bytes"],
         "sha256": made[Phase.DECODE]["sha256"],
-        **{f"{phase}_seconds": made[phase]["seconds"] for phase in ALL_PHASES},
+        **{f"{phase}_seconds": table["seconds"] for phase, table in made.items()},
+        "encode_seconds": _encode_seconds(ledger[Phase.ENCODE], rows),
         "device": made[Phase.DENOISE]["device"],
         **{field.name: pc.struct_field(metrics, field.name) for field in METRICS_TYPE},
     }
@@ -92,6 +92,12 @@ def _rows(
 def _join(table: pa.Table, ids: pa.Array) -> pa.Table:
     """The table's row for each id, null where it has none."""
     return table.take(pc.index_in(ids, table["id"].combine_chunks()))
+
+
+def _encode_seconds(ledger: pa.Table, rows: pa.RecordBatch) -> pa.Array:
+    """Of the prompt, and of the image where there is one; null where either is not known."""
+    prompt, image = (_join(ledger, rows[name])["seconds"].combine_chunks() for name in ("input_id", "image_input_id"))
+    return pc.if_else(rows["image_input_id"].is_valid(), pc.add(prompt, image), prompt)
 
 
 def _image_paths(run: Run, digests: pa.Array) -> pa.Array:

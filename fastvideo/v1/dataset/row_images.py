@@ -58,7 +58,8 @@ class RowImages:
         try:
             data = read_image(source)
         except ImageGone:
-            if (kept := self._kept.get(source)) is None:
+            kept = self._kept.get(source)
+            if kept is None or not self._run.objects.exists(image_path(kept)):
                 raise
             return kept
         return self._keep(data)

@@ -10,9 +10,9 @@ from fastvideo.v1.dataset.layout import requests_dir, samples_dir
 from fastvideo.v1.dataset.sample import OVERRIDE_FIELDS, Sample
 from fastvideo.v1.dataset.store import Store
 
-# `input_id`, `negative_input_id` and `image_input_id` name the encode objects that the sample needs; the second is null
-# without guidance, the third without an image. `image` is the SHA-256 of a file (see `image_path`), `image_source` where
-# it came from, null for bytes out of a table.
+# The input ids name the encode objects that the sample needs; the negative one is null without guidance, the image's
+# without an image. `image` is the SHA-256 of a file (see `image_path`), `image_source` its path or URI as it was given,
+# null for bytes out of a table.
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),

@@ -64,17 +64,15 @@ def write_shards(run: Run, scan: Scan, config: RunConfig, wave_number: int) -> l
     if not len(rows):
         return []
     wave = f"{wave_number:04d}-{uuid.uuid4().hex[:6]}"
-    tables = {
-        Phase.ENCODE: _inputs(run, rows, scan[Phase.ENCODE].missing_ids),
-        Phase.DENOISE: rows.filter(pc.is_in(rows["id"], scan[Phase.DENOISE].missing_ids)),
-        Phase.DECODE: rows.filter(pc.is_in(rows["id"], scan[Phase.DECODE].missing_ids)),
+    texts, images = _inputs(run, rows, scan[Phase.ENCODE].missing_ids)
+    denoise = rows.filter(pc.is_in(rows["id"], scan[Phase.DENOISE].missing_ids))
+    decode = rows.filter(pc.is_in(rows["id"], scan[Phase.DECODE].missing_ids))
+    pieces = {
+        Phase.ENCODE: [*_cut(texts, config.text_shard_size), *_cut(images, config.image_shard_size)],
+        Phase.DENOISE: _cut(denoise, size),
+        Phase.DECODE: _cut(decode, shard_size(run, scan, config, Phase.DECODE)),
     }
-    sizes = {
-        Phase.ENCODE: config.text_shard_size,
-        Phase.DENOISE: size,
-        Phase.DECODE: shard_size(run, scan, config, Phase.DECODE),
-    }
-    return [shard for phase in ALL_PHASES for shard in _cut(run, wave, phase, tables[phase], sizes[phase])]
+    return [_write(run, wave, phase, index, piece) for phase in ALL_PHASES for index, piece in enumerate(pieces[phase])]
 
 
 def read_shard(run: Run, path: str) -> pa.Table:
@@ -124,23 +122,29 @@ def _take(batches: Iterable[pa.RecordBatch], positions: np.ndarray) -> Iterator[
         start += len(batch)
 
 
-def _inputs(run: Run, rows: pa.Table, missing: pa.Array) -> pa.Table:
-    """What is to be encoded for the rows, each input once: texts, then images."""
+def _inputs(run: Run, rows: pa.Table, missing: pa.Array) -> tuple[pa.Table, pa.Table]:
+    """The texts and the images that are to be encoded for the rows, each once."""
     canvas = {name: rows[name].fill_null(getattr(run.sampling, name)) for name in IMAGE_INPUT[1:]}
-    parts = [
-        {"id": rows["input_id"], "text": rows["prompt"]},
-        {"id": rows["negative_input_id"], "text": rows["negative_prompt"]},
-        {"id": rows["image_input_id"], "image": rows["image"], **canvas},
-    ]
-    inputs = pa.concat_tables([pa.table(part) for part in parts], promote_options="default").select(INPUT_SCHEMA.names)
+    prompts = {"id": rows["input_id"], "text": rows["prompt"]}
+    negatives = {"id": rows["negative_input_id"], "text": rows["negative_prompt"]}
+    images = {"id": rows["image_input_id"], "image": rows["image"], **canvas}
+    return _distinct(missing, prompts, negatives), _distinct(missing, images)
+
+
+def _distinct(missing: pa.Array, *columns: Mapping[str, pa.ChunkedArray]) -> pa.Table:
+    """The rows of ``INPUT_SCHEMA`` among ``missing``, in order; columns that are not given are null."""
+    tables = [pa.table(dict(part)) for part in columns]
+    inputs = pa.concat_tables([INPUT_SCHEMA.empty_table(), *tables], promote_options="permissive")
     inputs = inputs.filter(pc.is_in(inputs["id"], missing))
     _, first = np.unique(inputs["id"].to_numpy(), return_index=True)
     return inputs.take(pa.array(np.sort(first)))
 
 
-def _cut(run: Run, wave: str, phase: Phase, rows: pa.Table, size: int) -> Iterator[Shard]:
-    for index, start in enumerate(range(0, len(rows), size)):
-        piece = rows.slice(start, size)
-        path = shard_path(run.name, wave, phase, index)
-        run.output.create(path, to_parquet(piece))
-        yield Shard(run=run.name, wave=wave, phase=phase, index=index, path=path, count=len(piece))
+def _cut(rows: pa.Table, size: int) -> list[pa.Table]:
+    return [rows.slice(start, size) for start in range(0, len(rows), size)]
+
+
+def _write(run: Run, wave: str, phase: Phase, index: int, rows: pa.Table) -> Shard:
+    path = shard_path(run.name, wave, phase, index)
+    run.output.create(path, to_parquet(rows))
+    return Shard(run=run.name, wave=wave, phase=phase, index=index, path=path, count=len(rows))

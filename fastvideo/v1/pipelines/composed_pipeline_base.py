@@ -57,7 +57,7 @@ class ComposedPipelineBase(ABC):
 
     # What a phase hands on to the next: saved between jobs, everything else is freed.
     hands_on: ClassVar[dict[Phase, tuple[str, ...]]] = {
-        Phase.ENCODE: ("prompt_embeds", "prompt_mask", "pooled_prompt_embeds"),
+        Phase.ENCODE: ("prompt_embeds", "prompt_mask", "pooled_prompt_embeds", "image_embeds", "image_latents"),
         Phase.DENOISE: ("latents",),
         Phase.DECODE: ("frames",),
     }

@@ -26,9 +26,6 @@ class WanPipeline(ComposedPipelineBase):
 
     _required_config_modules = ["text_encoder", "tokenizer", "vae", "transformer", "scheduler"]
     _optional_config_modules = ["transformer_2"]
-    hands_on = ComposedPipelineBase.hands_on | {
-        Phase.ENCODE: (*ComposedPipelineBase.hands_on[Phase.ENCODE], "image_embeds", "image_latents")
-    }
     index_settings = {"expand_timesteps": Phase.ENCODE, "boundary_ratio": Phase.DENOISE}
     default_sampling = SamplingParams(
         height=480, width=832, num_frames=81, fps=16, num_inference_steps=50, guidance_scale=5.0
