@@ -1,12 +1,14 @@
 """Models that tests run on: the embedded trained one, and a tiny random one written by diffusers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastvideo.data import EMBEDDED_MODEL, PROMPT_LISTS
+from fastvideo.v1.pipelines import registry
 
 pytest_plugins = ["tests.s3_servers"]
 
@@ -31,6 +33,18 @@ def tiny_hunyuan(tmp_path_factory: pytest.TempPathFactory) -> str:
 def wan_model(request: pytest.FixtureRequest) -> str:
     """Both models in turn."""
     return EMBEDDED_MODEL if request.param == "embedded" else request.getfixturevalue("tiny_wan")
+
+
+@pytest.fixture
+def image_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The embedded weights under a pipeline that takes an image as well: ``tests.image_pipeline``."""
+    folder = tmp_path / "image-model"
+    shutil.copytree(EMBEDDED_MODEL, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "TintedPipeline"}))
+    location = "tests.image_pipeline:TintedPipeline"
+    monkeypatch.setattr(registry, "_PIPELINES", registry._PIPELINES | {"TintedPipeline": location})
+    return str(folder)
 
 
 def write_tiny_wan(folder: Path) -> None:

@@ -17,6 +17,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     """Adds this module's commands; each sets ``run``, a function of the parsed arguments that returns the exit code."""
     generate = subparsers.add_parser("generate", help="make one video")
     generate.add_argument("--prompt", required=True, help="what the video shows")
+    generate.add_argument("--image", metavar="FILE", help="path or URI of the image that the video starts from")
     generate.add_argument("--model", default=EMBEDDED_MODEL, help="model directory, URI or cached hub id")
     generate.add_argument("--output", default="video.mp4", help="the mp4 to write")
     generate.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -67,7 +68,9 @@ def _generate(options: argparse.Namespace) -> int:
     sampling = _sampling(options)
     generator = VideoGenerator.from_pretrained(options.model)
     with _step_bar() as on_step:
-        result = generator.generate_video(options.prompt, options.output, on_step=on_step, **sampling)
+        result = generator.generate_video(
+            options.prompt, options.output, image_path=options.image, on_step=on_step, **sampling
+        )
     if options.json:
         print(json.dumps({"path": result.path, "shape": list(result.frames.shape), "timings": result.timings}))
     else:

@@ -3,7 +3,7 @@
 It keeps metadata out of every signature: models never see it, attention backends and stages may.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -23,7 +23,8 @@ class ForwardContext:
     ``on_step`` is called after each denoising step with the batch, whose ``latents``, ``step_index`` and
     ``scheduler_state`` then make a complete checkpoint. ``on_frames`` receives decoded frames, uint8 ``[t, h, w, c]``,
     chunk by chunk in order; with it the batch keeps no frames. ``token_grid`` is the canvas in tokens along t, h and w,
-    and ``tile_strategy`` what sliding tile attention follows.
+    and ``tile_strategy`` what sliding tile attention follows. ``inputs`` names the fields of the request that the batch
+    brings where that is a part of one, a text or an image by itself: stages that read others then do not run.
     """
 
     step_index: int = 0
@@ -32,6 +33,7 @@ class ForwardContext:
     timings: dict[str, float] = field(default_factory=dict)
     on_step: "Callable[[ForwardBatch], None] | None" = None
     on_frames: "Callable[[torch.Tensor], None] | None" = None
+    inputs: "Sequence[str] | None" = None
 
 
 _context: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)

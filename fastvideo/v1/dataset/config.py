@@ -44,6 +44,7 @@ class RunConfig:
 
     text_batch_size: int = setting(256, "Texts given to the encoder, and then committed, together", ge=1)
     text_shard_size: int = setting(4096, "Texts of an encode shard", ge=1)
+    image_shard_size: int = setting(512, "Images of an encode shard, each a video to the VAE", ge=1)
     shard_size: int | None = setting(None, "Samples of a denoise shard; without it chosen by measured seconds", ge=1)
     decode_shard_size: int | None = setting(None, "Samples of a decode shard; without it chosen likewise", ge=1)
     wave_size: int = setting(100, "Denoise shards of a wave", ge=1)

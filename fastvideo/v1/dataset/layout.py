@@ -4,6 +4,7 @@ from fastvideo.v1.pipelines.phase import Phase
 
 RUNS = "runs"
 DATA = "data"
+IMAGES = "images"
 CARD = "README.md"
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -47,6 +48,11 @@ def step_path(key: str, id: str) -> str:
 def video_path(key: str, id: str) -> str:
     """Video file of a sample."""
     return object_path(Phase.DECODE, key, id)
+
+
+def image_path(sha256: str) -> str:
+    """The file of an image that samples start from, as it came: kept once, so that no run depends on its source."""
+    return f"{IMAGES}/{sha256[:2]}/{sha256}"
 
 
 def run_path(run: str) -> str:

@@ -61,7 +61,8 @@ def make_folder(folder: str) -> None:
     """Makes ``folder`` and its parents so that they outlive a power cut."""
     if os.path.isdir(folder):
         return
-    if os.path.exists(folder):  # makedirs would say FileExistsError, which here means that an object is there
+    # makedirs would say FileExistsError, which here means that an object is there; another thread may just have made it
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
     parent = os.path.dirname(folder)
     make_folder(parent)

@@ -17,13 +17,16 @@ from fastvideo.v1.dataset.layout import rejected_path, requests_dir, run_path
 from fastvideo.v1.dataset.prompt_row import PromptRow, RejectedRow
 from fastvideo.v1.dataset.prompts import read_prompts
 from fastvideo.v1.dataset.resolve import resolve_run
+from fastvideo.v1.dataset.row_images import RowImages
 from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.sample import OVERRIDE_FIELDS, derive_seed, input_id, sample_id
+from fastvideo.v1.dataset.sample import OVERRIDE_FIELDS, derive_seed, image_input_id, input_id, sample_id
 from fastvideo.v1.dataset.sample_log import SampleLog
 from fastvideo.v1.dataset.samples import REQUESTS_SCHEMA, read_requests, to_parquet
 from fastvideo.v1.dataset.scan import Scan, scan
 from fastvideo.v1.dataset.store import Store
 from fastvideo.v1.logger import init_logger
+from fastvideo.v1.pipelines.describe import PipelineDescription
+from fastvideo.v1.pipelines.inputs import IMAGE_INPUT
 from fastvideo.v1.sampling_params import CanvasRule
 
 logger = init_logger(__name__)
@@ -54,29 +57,40 @@ def plan_run(config: RunConfig, *, write: bool = True) -> Plan:
     file, and when no row can be used.
     """
     output = Store(config.output)
-    run, canvas = resolve_run(config, output)
+    run, description = resolve_run(config, output)
     if write:
         for store in (run.output, run.objects):
             store.check_exclusive_create()
+    found, index = _add_samples(config, run, description, write)
+    if write and not output.create(run_path(run.name), run.to_json()):
+        logger.info("run %s goes on: %d samples, %d new", run.name, found["num_samples"], found["num_new"])
+    return Plan(run=run, scan=scan(run, index), **found)
+
+
+def _add_samples(
+    config: RunConfig, run: Run, description: PipelineDescription, write: bool
+) -> tuple[dict[str, Any], pa.Table]:
+    """What the plan tells of the prompts, and the ids of all samples.
+
+    On return the counts of a million ids are freed, before the scan takes memory of its own.
+    """
     log = SampleLog(run, write=write)
-    planner = _Planner(run, canvas, log)
-    for row in itertools.islice(read_prompts(config.prompts), config.limit):
-        planner.take(row)
+    planner = _Planner(run, description.canvas, log)
+    rows = itertools.islice(read_prompts(config.prompts), config.limit)
+    for row, image in RowImages(run, description.image_use, write=write).look_up(rows):
+        planner.take(row, image)
     log.flush()
     planner.check_any(config.prompts)
     if write:
         planner.write_records(config.prompts)
-        if not output.create(run_path(run.name), run.to_json()):
-            logger.info("run %s goes on: %d samples, %d new", run.name, log.num_samples, log.num_new)
-    return Plan(
-        run=run,
-        scan=scan(run, log.index()),
-        num_samples=log.num_samples,
-        num_new=log.num_new,
-        num_repeated=sum(planner.requested.values()) - len(planner.requested),
-        num_rejected=planner.num_rejected,
-        rejected=tuple(planner.rejections[:20]),
-    )
+    found = {
+        "num_samples": log.num_samples,
+        "num_new": log.num_new,
+        "num_repeated": sum(count - 1 for count in log.requests.values() if count),
+        "num_rejected": planner.num_rejected,
+        "rejected": tuple(planner.rejections[:20]),
+    }
+    return found, log.index()
 
 
 class _Planner:
@@ -86,47 +100,48 @@ class _Planner:
         self._run, self._log = run, log
         self._canvas_error = lru_cache(4096)(lambda *size: _canvas_error(canvas, *size))
         self._input_id = lru_cache(4096)(lambda text: input_id({"prompt": text}))
-        self.requested: dict[bytes, int] = {}
         self.num_rejected = 0
         self.rejections: list[RejectedRow] = []
 
-    def take(self, row: PromptRow | RejectedRow) -> None:
-        """Adds the row's samples that are new, or notes why it cannot be used."""
+    def take(self, row: PromptRow | RejectedRow, image: str | None) -> None:
+        """Adds the row's samples that are new, of ``image`` if it has one, or notes why it cannot be used."""
         if isinstance(row, RejectedRow):
             return self._reject(row)
         sampling = self._run.sampling
         overrides = {name: value for name, value in row.overrides.items() if value != getattr(sampling, name)}
-        if overrides:
-            size = (overrides.get(name, getattr(sampling, name)) for name in ("height", "width", "num_frames"))
-            if error := self._canvas_error(*size):
-                return self._reject(RejectedRow(row.source, row.prompt[:200], error))
+        if overrides and (error := self._canvas_error(*self._canvas(overrides))):
+            return self._reject(RejectedRow(row.source, row.prompt[:200], error))
         for repeat in range(row.repeats or self._run.repeats):
-            self._add(row, overrides, repeat)
+            self._add(row, image, overrides, repeat)
 
-    def _add(self, row: PromptRow, overrides: Mapping[str, Any], repeat: int) -> None:
+    def _add(self, row: PromptRow, image: str | None, overrides: Mapping[str, Any], repeat: int) -> None:
         sampling = self._run.sampling
         negative = sampling.negative_prompt if row.negative_prompt is None else row.negative_prompt
         if row.seed is not None and repeat == 0:
             seed = row.seed
         else:
             seed = derive_seed(row.prompt, sampling.seed if row.seed is None else row.seed, repeat)
-        id = sample_id(row.prompt, negative, seed, overrides)
-        packed = bytes.fromhex(id)
-        count = self.requested.get(packed, 0)
-        self.requested[packed] = count + 1
-        if count or packed in self._log:
+        id = sample_id(row.prompt, negative, seed, overrides, image)
+        if not self._log.request(id):
             return
         is_guided = sampling.guides_at(overrides.get("guidance_scale", sampling.guidance_scale))
         self._log.append(
-            packed,
             id=id,
             input_id=self._input_id(row.prompt),
             negative_input_id=self._input_id(negative) if is_guided else None,
+            image_input_id=None if image is None else image_input_id(image, *self._canvas(overrides)),
             prompt=row.prompt,
             negative_prompt=negative,
             seed=seed,
+            image=image,
+            image_source=row.image if isinstance(row.image, str) else None,
             **{name: overrides.get(name) for name in OVERRIDE_FIELDS},
         )
+
+    def _canvas(self, overrides: Mapping[str, Any]) -> tuple[int, int, int]:
+        sampling = self._run.sampling
+        height, width, num_frames = (overrides.get(name, getattr(sampling, name)) for name in IMAGE_INPUT[1:])
+        return height, width, num_frames
 
     def _reject(self, row: RejectedRow) -> None:
         self.num_rejected += 1
@@ -137,7 +152,7 @@ class _Planner:
 
     def check_any(self, prompts: str) -> None:
         """Raises unless some row could be used."""
-        if not self.requested:
+        if not any(self._log.requests.values()):
             first = f"; the first: {self.rejections[0].source}: {self.rejections[0].reason}" if self.rejections else ""
             raise ValueError(f"prompts {prompts!r} hold no row that can be used{first}")
         if self.num_rejected:
@@ -153,8 +168,9 @@ class _Planner:
         else:
             run.output.delete(path)
         before = read_requests(run.output, run.name)
-        now = {id.hex(): count for id, count in self.requested.items() if count > 1}
-        once = (id for id in before if id not in now and bytes.fromhex(id) in self.requested)
+        requests = self._log.requests
+        now = {id.hex(): count for id, count in requests.items() if count > 1}
+        once = (id for id in before if id not in now and requests.get(bytes.fromhex(id)))
         changed = {id: count for id, count in now.items() if before.get(id, 1) != count}
         changed |= {id: 1 for id in itertools.filterfalse(lambda id: before[id] == 1, once)}
         if changed:

@@ -15,13 +15,18 @@ _OVERRIDES: dict[str, tuple[str, type]] = {
     "guidance_scale": ("guidance_scale", float),
     "guidance": ("guidance_scale", float),
 }
-COLUMNS = ("prompt", "negative_prompt", "seed", "repeats", *_OVERRIDES)
+IMAGE = "image"
+COLUMNS = ("prompt", "negative_prompt", "seed", "repeats", IMAGE, *_OVERRIDES)
 _SHOWN_CHARACTERS = 200
+_LONGEST_PATH = 1024  # characters; S3 allows no longer key
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A row that can be used; ``overrides`` are sampling parameters by name, ``source`` is "file:line"."""
+    """A row that can be used; ``overrides`` are sampling parameters by name, ``source`` is "file:line".
+
+    ``image`` is the path or URI of a file, or the bytes of one.
+    """
 
     prompt: str
     source: str
@@ -29,6 +34,7 @@ class PromptRow:
     seed: int | None = None
     repeats: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    image: str | bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,11 @@ def rejected(source: str, value: object, reason: str) -> RejectedRow:
     return RejectedRow(source, text[:_SHOWN_CHARACTERS], reason)
 
 
-def parse_row(values: Mapping[str, Any], source: str) -> PromptRow | RejectedRow:
-    """The row of one file's line; white space around a prompt does not count, unknown columns are passed over."""
+def parse_row(values: Mapping[str, Any], source: str, folder: str = "") -> PromptRow | RejectedRow:
+    """The row of one file's line; white space around a prompt does not count, unknown columns are passed over.
+
+    The path of an image is relative to ``folder``.
+    """
     prompt = values.get("prompt")
     try:
         text = _text("prompt", prompt).strip()
@@ -63,7 +72,8 @@ def parse_row(values: Mapping[str, Any], source: str) -> PromptRow | RejectedRow
         if repeats is not None and repeats < 1:
             raise ValueError(f"repeats={repeats} must be at least 1")
         negative = None if negative is None else _text("negative_prompt", negative).strip()
-        return PromptRow(text, source, negative, seed, repeats, _overrides(values))
+        image = _image(values.get(IMAGE), folder)
+        return PromptRow(text, source, negative, seed, repeats, _overrides(values), image)
     except ValueError as error:
         return rejected(source, "" if prompt is None else prompt, str(error))
 
@@ -79,6 +89,25 @@ def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
         if overrides.setdefault(name, number) != number:
             raise ValueError(f"{column}={number} contradicts {name}={overrides[name]}")
     return overrides
+
+
+def _image(value: Any, folder: str) -> str | bytes | None:
+    """An image's bytes, or its whole path or URI; ``datasets`` writes both into one struct."""
+    if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
+        if isinstance(value.get("bytes"), str):
+            raise ValueError("image bytes are text here; they go in Parquet or Arrow files, or give a path")
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if value is None or value == "":
+        return None
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"image must be a path, a URI or (in Parquet and Arrow) bytes, not {type(value).__name__}")
+    path = _text(IMAGE, value)
+    if len(path) > _LONGEST_PATH or "\0" in path or path.startswith("data:"):
+        raise ValueError(f"image of {len(path)} characters is no path or URI; bytes go in Parquet or Arrow files")
+    is_whole = "://" in path or path.startswith("/") or not folder
+    return path if is_whole else f"{folder}/{path}"
 
 
 def _text(column: str, value: Any) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from fastvideo.data import PROMPT_LISTS
-from fastvideo.v1.dataset.prompt_row import COLUMNS, PromptRow, RejectedRow, parse_row, rejected
+from fastvideo.v1.dataset.prompt_row import COLUMNS, IMAGE, PromptRow, RejectedRow, parse_row, rejected
 from fastvideo.v1.dataset.store_errors import translate
 from fastvideo.v1.logger import init_logger
 
@@ -23,6 +23,7 @@ logger = init_logger(__name__)
 Row = PromptRow | RejectedRow
 _COMPRESSION = (".gz", ".bz2", ".xz", ".zst")
 _BATCH_ROWS = 4096
+_IMAGE_BATCH_ROWS = 64  # of rows that may hold the bytes of an image
 
 
 def read_prompts(uri: str) -> Iterator[Row]:
@@ -108,7 +109,7 @@ def _read_txt(uri: str) -> Iterator[Row]:
 
 
 def _read_jsonl(uri: str) -> Iterator[Row]:
-    check = _ColumnCheck(uri)
+    check, folder = _ColumnCheck(uri), _folder(uri)
     for source, text, line in _decoded_lines(uri):
         if text is None:
             yield rejected(source, line, "not UTF-8")
@@ -122,13 +123,13 @@ def _read_jsonl(uri: str) -> Iterator[Row]:
             yield rejected(source, text, "must be a JSON object with a prompt")
             continue
         check.note_unknown(values)
-        yield parse_row(values, source)
+        yield parse_row(values, source, folder)
 
 
 def _read_csv(uri: str) -> Iterator[Row]:
     with _open(uri) as file:
         reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""), strict=True)
-        columns = next(reader, [])
+        columns, folder = next(reader, []), _folder(uri)
         _ColumnCheck(uri).require_prompt(columns)
         while True:
             line = reader.line_num + 1
@@ -142,7 +143,8 @@ def _read_csv(uri: str) -> Iterator[Row]:
             if len(cells) > len(columns):
                 yield rejected(f"{uri}:{line}", ",".join(cells), f"{len(cells)} cells for {len(columns)} columns")
                 continue
-            yield parse_row({name: cell or None for name, cell in zip(columns, cells, strict=False)}, f"{uri}:{line}")
+            values = {name: cell or None for name, cell in zip(columns, cells, strict=False)}
+            yield parse_row(values, f"{uri}:{line}", folder)
 
 
 def _read_parquet(uri: str) -> Iterator[Row]:
@@ -150,7 +152,8 @@ def _read_parquet(uri: str) -> Iterator[Row]:
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
         _ColumnCheck(uri).require_prompt(names)
-        batches = table.iter_batches(_BATCH_ROWS, columns=[name for name in names if name in COLUMNS])
+        columns = [name for name in names if name in COLUMNS]
+        batches = table.iter_batches(_batch_rows(table.schema_arrow), columns=columns)
         yield from _table_rows(batches, uri)
 
 
@@ -169,13 +172,23 @@ def _read_arrow(uri: str) -> Iterator[Row]:
 
 
 def _table_rows(batches: Iterator[pa.RecordBatch], uri: str) -> Iterator[Row]:
-    number = 0
+    number, folder = 0, _folder(uri)
     for batch in batches:
         known = batch.select([name for name in batch.schema.names if name in COLUMNS])
-        for start in range(0, len(known), _BATCH_ROWS):
-            for values in known.slice(start, _BATCH_ROWS).to_pylist():
+        size = _batch_rows(known.schema)
+        for start in range(0, len(known), size):
+            for values in known.slice(start, size).to_pylist():
                 number += 1
-                yield parse_row(values, f"{uri}:{number}")
+                yield parse_row(values, f"{uri}:{number}", folder)
+
+
+def _batch_rows(schema: pa.Schema) -> int:
+    """How many rows become Python objects at once."""
+    return _IMAGE_BATCH_ROWS if IMAGE in schema.names else _BATCH_ROWS
+
+
+def _folder(uri: str) -> str:
+    return uri.rpartition("/")[0]
 
 
 class _ColumnCheck:

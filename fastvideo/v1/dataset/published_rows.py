@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastvideo.v1.dataset.layout import object_path
+from fastvideo.v1.dataset.layout import IMAGES, object_path
 from fastvideo.v1.dataset.ledger import METRICS_TYPE, read_ledger
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.sample import OVERRIDE_FIELDS
@@ -21,6 +21,8 @@ PUBLISHED_SCHEMA = pa.schema(
         ("fps", pa.int32()),
         ("flow_shift", pa.float64()),
         ("requested", pa.int64()),
+        ("image_sha256", pa.string()),
+        ("image_path", pa.string()),
         ("video_path", pa.string()),
         ("latents_path", pa.string()),
         ("embeddings_path", pa.string()),
@@ -61,7 +63,6 @@ def _rows(
 ) -> pa.RecordBatch:
     ids, inputs = rows["id"], rows["input_id"]
     made = {
-        Phase.ENCODE: _join(ledger[Phase.ENCODE], inputs),
         Phase.DENOISE: _join(ledger[Phase.DENOISE], ids),
         Phase.DECODE: _join(ledger[Phase.DECODE], ids),
     }
@@ -71,13 +72,16 @@ def _rows(
     columns |= {
         "fps": pa.repeat(pa.scalar(run.sampling.fps, pa.int32()), len(rows)),
         "flow_shift": pa.repeat(pa.scalar(run.sampling.flow_shift, pa.float64()), len(rows)),
+        "image_sha256": rows["image"],
+        "image_path": _image_paths(run, rows["image"]),
         "requested": pa.array([requested.get(id, 1) for id in ids.to_pylist()], pa.int64()),
         "video_path": _paths(run, Phase.DECODE, ids, objects),
         "latents_path": _paths(run, Phase.DENOISE, ids, objects),
         "embeddings_path": _paths(run, Phase.ENCODE, inputs, objects),
         "bytes": _join(objects[Phase.DECODE], ids)["bytes"],
         "sha256": made[Phase.DECODE]["sha256"],
-        **{f"{phase}_seconds": made[phase]["seconds"] for phase in ALL_PHASES},
+        **{f"{phase}_seconds": table["seconds"] for phase, table in made.items()},
+        "encode_seconds": _encode_seconds(ledger[Phase.ENCODE], rows),
         "device": made[Phase.DENOISE]["device"],
         **{field.name: pc.struct_field(metrics, field.name) for field in METRICS_TYPE},
     }
@@ -88,6 +92,17 @@ def _rows(
 def _join(table: pa.Table, ids: pa.Array) -> pa.Table:
     """The table's row for each id, null where it has none."""
     return table.take(pc.index_in(ids, table["id"].combine_chunks()))
+
+
+def _encode_seconds(ledger: pa.Table, rows: pa.RecordBatch) -> pa.Array:
+    """Of the prompt, and of the image where there is one; null where either is not known."""
+    prompt, image = (_join(ledger, rows[name])["seconds"].combine_chunks() for name in ("input_id", "image_input_id"))
+    return pc.if_else(rows["image_input_id"].is_valid(), pc.add(prompt, image), prompt)
+
+
+def _image_paths(run: Run, digests: pa.Array) -> pa.Array:
+    folder = run.objects.uri(IMAGES) if run.store_uri else IMAGES
+    return pc.binary_join_element_wise(f"{folder}/", pc.utf8_slice_codeunits(digests, 0, 2), "/", digests, "")
 
 
 def _paths(run: Run, phase: Phase, ids: pa.Array, objects: Mapping[Phase, pa.Table]) -> pa.Array:

@@ -15,14 +15,14 @@ from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.store import Store
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.describe import PipelineDescription, describe_pipeline
-from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
+from fastvideo.v1.sampling_params import SamplingParams
 
 NAME_LENGTH = 12
 _PACKAGES = ("fastvideo", "torch", "diffusers", "transformers")
 
 
-def resolve_run(config: RunConfig, output: Store) -> tuple[Run, CanvasRule]:
-    """The run that ``config`` names, as it is stored or else new and not yet stored, and its model's sizes.
+def resolve_run(config: RunConfig, output: Store) -> tuple[Run, PipelineDescription]:
+    """The run that ``config`` names, as it is stored or else new and not yet stored, and what its model makes.
 
     Raises ``ValueError`` for a default size that the model cannot make, for an attention backend that does not exist,
     and for a store other than the run's own.
@@ -35,13 +35,13 @@ def resolve_run(config: RunConfig, output: Store) -> tuple[Run, CanvasRule]:
     try:
         stored = Run.from_json(output.read(run_path(run.name)), output)
     except FileNotFoundError:
-        return run, description.canvas
+        return run, description
     if config.store and run.store_uri != stored.store_uri:
         raise ValueError(
             f"store={config.store!r}: run {run.name} keeps its objects in {stored.store_uri or output.uri('')!r}; "
             "leave `store` out or take another output"
         )
-    return replace(stored, model_path=run.model_path), description.canvas
+    return replace(stored, model_path=run.model_path), description
 
 
 def _new_run(config: RunConfig, description: PipelineDescription, sampling: SamplingParams, output: Store) -> Run:

@@ -21,21 +21,25 @@ class SampleLog:
         self._run, self._write = run, write
         self._next_part = num_parts(run.output, run.name)
         self._index = [read_index(run)]
-        self._known = _packed(self._index[0]["id"])
         self._columns: dict[str, list[object]] = {name: [] for name in SAMPLE_SCHEMA.names}
+        self.requests: dict[bytes, int] = {}  # how often each sample, by its packed id, was asked for of this log
         self.num_new = 0
-
-    def __contains__(self, packed_id: bytes) -> bool:
-        return packed_id in self._known
+        self._note(self._index[0]["id"])
 
     @property
     def num_samples(self) -> int:
         """Samples of the run, those that wait for a flush left out."""
         return sum(len(table) for table in self._index)
 
-    def append(self, packed_id: bytes, **values: object) -> None:
+    def request(self, id: str) -> bool:
+        """Notes that a sample is asked for; whether it is not in the log and has to be appended."""
+        packed = bytes.fromhex(id)
+        count = self.requests.get(packed)
+        self.requests[packed] = 1 if count is None else count + 1
+        return count is None
+
+    def append(self, **values: object) -> None:
         """Adds a sample that is not in the log: a value for each column of ``SAMPLE_SCHEMA``."""
-        self._known.add(packed_id)
         for name, column in self._columns.items():
             column.append(values[name])
         if len(self._columns["id"]) >= PART_ROWS:
@@ -51,15 +55,21 @@ class SampleLog:
                 self._index.append(_compact(rows))
                 self.num_new += len(rows)
                 return
-            theirs = from_parquet(self._run.output.read(self._part()), INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+            theirs = _compact(from_parquet(self._run.output.read(self._part()), INDEX_SCHEMA.names))
             self._next_part += 1
             self._index.append(theirs)
-            self._known |= _packed(theirs["id"])
+            self._note(theirs["id"])
             rows = rows.filter(pc.invert(pc.is_in(rows["id"], theirs["id"].combine_chunks())))
 
     def index(self) -> pa.Table:
         """Ids and input ids of all samples, for a scan."""
         return pa.concat_tables(self._index)
+
+    def _note(self, ids: pa.ChunkedArray) -> None:
+        """Enters samples that are in the run; those that nobody asks for stay at 0."""
+        for chunk in ids.chunks:
+            for id in chunk:
+                self.requests.setdefault(bytes.fromhex(id.as_py()), 0)
 
     def _part(self) -> str:
         return part_path(self._run.name, self._next_part)
@@ -67,7 +77,3 @@ class SampleLog:
 
 def _compact(rows: pa.Table) -> pa.Table:
     return rows.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
-
-
-def _packed(ids: pa.ChunkedArray) -> set[bytes]:
-    return {bytes.fromhex(id) for chunk in ids.chunks for id in chunk.to_pylist()}

@@ -10,15 +10,20 @@ from fastvideo.v1.dataset.layout import requests_dir, samples_dir
 from fastvideo.v1.dataset.sample import OVERRIDE_FIELDS, Sample
 from fastvideo.v1.dataset.store import Store
 
-# `input_id` and `negative_input_id` name the encode objects that the sample needs; the latter is null without guidance.
+# The input ids name the encode objects that the sample needs; the negative one is null without guidance, the image's
+# without an image. `image` is the SHA-256 of a file (see `image_path`), `image_source` its path or URI as it was given,
+# null for bytes out of a table.
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("input_id", pa.string(), nullable=False),
         pa.field("negative_input_id", pa.string()),
+        pa.field("image_input_id", pa.string()),
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("negative_prompt", pa.string(), nullable=False),
         pa.field("seed", pa.uint32(), nullable=False),
+        pa.field("image", pa.string()),
+        pa.field("image_source", pa.string()),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
         pa.field("num_frames", pa.int32()),
@@ -54,9 +59,18 @@ def num_parts(output: Store, run_name: str) -> int:
 
 def iter_batches(output: Store, run_name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The run's rows in data-set order, some thousands at a time."""
+    schema = pa.schema([SAMPLE_SCHEMA.field(name) for name in columns or SAMPLE_SCHEMA.names])
     for info in output.list(samples_dir(run_name)):
         file = pq.ParquetFile(pa.BufferReader(output.read(info.path)))
-        yield from file.iter_batches(_BATCH_ROWS, columns=columns)
+        for batch in file.iter_batches(_BATCH_ROWS, columns=schema.names):
+            yield conform(batch, schema)
+
+
+def conform(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows with the columns of ``schema``, null where they were written before there was such a column."""
+    there = set(rows.schema.names)
+    columns = [rows[f.name].cast(f.type) if f.name in there else pa.nulls(len(rows), f.type) for f in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def read_requests(output: Store, run_name: str) -> dict[str, int]:
@@ -76,6 +90,7 @@ def to_samples(batch: pa.RecordBatch, requested: dict[str, int]) -> Iterator[Sam
             prompt=row["prompt"],
             negative_prompt=row["negative_prompt"],
             seed=row["seed"],
+            image=row["image"],
             overrides={name: row[name] for name in OVERRIDE_FIELDS if row[name] is not None},
             requested=requested.get(row["id"], 1),
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +15,8 @@ from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA
 from fastvideo.v1.dataset.store import Store
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
-INDEX_SCHEMA = pa.schema([SAMPLE_SCHEMA.field(name) for name in ("id", "input_id", "negative_input_id")])
+INPUT_COLUMNS = ("input_id", "negative_input_id", "image_input_id")  # the encode objects that a sample needs
+INDEX_SCHEMA = pa.schema([SAMPLE_SCHEMA.field(name) for name in ("id", *INPUT_COLUMNS)])
 _LISTING_SCHEMA = pa.schema([("id", pa.string()), ("bytes", pa.int64()), ("modified", pa.float64())])
 
 
@@ -67,7 +69,8 @@ def scan(run: Run, index: pa.Table | None = None) -> Scan:
     """Every phase of ``run`` against its stores; ``index`` spares reading the samples again."""
     index = read_index(run) if index is None else index
     objects = {phase: list_objects(run.objects, phase, run.keys[phase]) for phase in ALL_PHASES}
-    ids = {Phase.ENCODE: _inputs(index), Phase.DENOISE: _flat(index["id"]), Phase.DECODE: _flat(index["id"])}
+    samples = _flat(index["id"])
+    ids = {Phase.ENCODE: _inputs(index), Phase.DENOISE: samples, Phase.DECODE: samples}
     done = {phase: pc.is_in(ids[phase], _flat(objects[phase]["id"])) for phase in ALL_PHASES}
     failed = {
         phase: pc.and_(pc.is_in(ids[phase], failed_ids(run, phase)), pc.invert(done[phase])) for phase in ALL_PHASES
@@ -80,8 +83,9 @@ def scan(run: Run, index: pa.Table | None = None) -> Scan:
 
 
 def _inputs(index: pa.Table) -> pa.Array:
-    columns = [_flat(index["input_id"]), _flat(index["negative_input_id"]).drop_null()]
-    return pc.unique(pa.concat_arrays(columns))
+    """Each text and each image once."""
+    distinct = [index[name].unique().drop_null() for name in INPUT_COLUMNS]
+    return pc.unique(pa.concat_arrays(distinct))
 
 
 def _blocked(
@@ -89,9 +93,7 @@ def _blocked(
 ) -> dict[Phase, pa.Array]:
     """Neither done nor failed, and what they need is neither done nor can be made."""
     failed_inputs = ids[Phase.ENCODE].filter(failed[Phase.ENCODE])
-    needs_failed = pc.or_(
-        pc.is_in(_flat(index["input_id"]), failed_inputs), pc.is_in(_flat(index["negative_input_id"]), failed_inputs)
-    )
+    needs_failed = reduce(pc.or_, (_flat(pc.is_in(index[name], failed_inputs)) for name in INPUT_COLUMNS))
     denoise = pc.and_(needs_failed, pc.invert(pc.or_(done[Phase.DENOISE], failed[Phase.DENOISE])))
     decode = pc.and_(
         pc.or_(denoise, failed[Phase.DENOISE]), pc.invert(pc.or_(done[Phase.DECODE], failed[Phase.DECODE]))

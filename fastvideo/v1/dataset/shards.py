@@ -15,11 +15,19 @@ from fastvideo.v1.dataset.layout import shard_path, wave_dir
 from fastvideo.v1.dataset.ledger import read_ledger
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, from_parquet, to_parquet
-from fastvideo.v1.dataset.scan import Scan, read_index
+from fastvideo.v1.dataset.scan import INPUT_COLUMNS, Scan, read_index
+from fastvideo.v1.pipelines.inputs import IMAGE_INPUT
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
 TARGET_SECONDS = 5400.0  # of one job at one shard: long enough that launching and loading stay under 1%
-TEXT_SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
+# Rows of an encode shard: a text, or an image with the canvas that it is fitted to.
+INPUT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        *(SAMPLE_SCHEMA.field(name) for name in IMAGE_INPUT),
+    ]
+)
 _UNMEASURED = {Phase.DENOISE: 256, Phase.DECODE: 1024}  # samples, until the ledger tells seconds
 _LARGEST = 16_384
 _SHARDS_PER_JOB = 2  # at least, where samples are few, so that jobs end together
@@ -47,7 +55,7 @@ class Shard:
 
 
 def write_shards(run: Run, scan: Scan, config: RunConfig, wave_number: int) -> list[Shard]:
-    """The next wave: shards for the first samples, in data-set order, that miss a text, latents or a video.
+    """The next wave: shards for the first samples, in data-set order, that miss an input, latents or a video.
 
     Encode shards come first, then denoise, then decode, all about the same samples. Empty when nothing can be made.
     """
@@ -56,21 +64,19 @@ def write_shards(run: Run, scan: Scan, config: RunConfig, wave_number: int) -> l
     if not len(rows):
         return []
     wave = f"{wave_number:04d}-{uuid.uuid4().hex[:6]}"
-    tables = {
-        Phase.ENCODE: _texts(rows, scan[Phase.ENCODE].missing_ids),
-        Phase.DENOISE: rows.filter(pc.is_in(rows["id"], scan[Phase.DENOISE].missing_ids)),
-        Phase.DECODE: rows.filter(pc.is_in(rows["id"], scan[Phase.DECODE].missing_ids)),
+    texts, images = _inputs(run, rows, scan[Phase.ENCODE].missing_ids)
+    denoise = rows.filter(pc.is_in(rows["id"], scan[Phase.DENOISE].missing_ids))
+    decode = rows.filter(pc.is_in(rows["id"], scan[Phase.DECODE].missing_ids))
+    pieces = {
+        Phase.ENCODE: [*_cut(texts, config.text_shard_size), *_cut(images, config.image_shard_size)],
+        Phase.DENOISE: _cut(denoise, size),
+        Phase.DECODE: _cut(decode, shard_size(run, scan, config, Phase.DECODE)),
     }
-    sizes = {
-        Phase.ENCODE: config.text_shard_size,
-        Phase.DENOISE: size,
-        Phase.DECODE: shard_size(run, scan, config, Phase.DECODE),
-    }
-    return [shard for phase in ALL_PHASES for shard in _cut(run, wave, phase, tables[phase], sizes[phase])]
+    return [_write(run, wave, phase, index, piece) for phase in ALL_PHASES for index, piece in enumerate(pieces[phase])]
 
 
 def read_shard(run: Run, path: str) -> pa.Table:
-    """The rows of a shard: ``TEXT_SCHEMA`` for encode, else those of ``SAMPLE_SCHEMA`` (see ``to_samples``)."""
+    """The rows of a shard: ``INPUT_SCHEMA`` for encode, else those of ``SAMPLE_SCHEMA`` (see ``to_samples``)."""
     return from_parquet(run.output.read(path))
 
 
@@ -98,8 +104,7 @@ def _next_rows(run: Run, scan: Scan, limit: int) -> pa.Table:
     masks = [
         pc.is_in(index["id"], missing[Phase.DENOISE]),
         pc.is_in(index["id"], missing[Phase.DECODE]),
-        pc.is_in(index["input_id"], missing[Phase.ENCODE]),
-        pc.is_in(index["negative_input_id"], missing[Phase.ENCODE]),
+        *(pc.is_in(index[name], missing[Phase.ENCODE]) for name in INPUT_COLUMNS),
     ]
     wanted = np.logical_or.reduce([mask.to_numpy() for mask in masks])
     positions = np.flatnonzero(wanted)[:limit]
@@ -117,20 +122,29 @@ def _take(batches: Iterable[pa.RecordBatch], positions: np.ndarray) -> Iterator[
         start += len(batch)
 
 
-def _texts(rows: pa.Table, missing: pa.Array) -> pa.Table:
-    pairs = [
-        rows.select(["input_id", "prompt"]).rename_columns(TEXT_SCHEMA.names),
-        rows.select(["negative_input_id", "negative_prompt"]).rename_columns(TEXT_SCHEMA.names),
-    ]
-    texts = pa.concat_tables([pair.cast(TEXT_SCHEMA) for pair in pairs])
-    texts = texts.filter(pc.is_in(texts["id"], missing))
-    _, first = np.unique(texts["id"].to_numpy(), return_index=True)
-    return texts.take(pa.array(np.sort(first)))
+def _inputs(run: Run, rows: pa.Table, missing: pa.Array) -> tuple[pa.Table, pa.Table]:
+    """The texts and the images that are to be encoded for the rows, each once."""
+    canvas = {name: rows[name].fill_null(getattr(run.sampling, name)) for name in IMAGE_INPUT[1:]}
+    prompts = {"id": rows["input_id"], "text": rows["prompt"]}
+    negatives = {"id": rows["negative_input_id"], "text": rows["negative_prompt"]}
+    images = {"id": rows["image_input_id"], "image": rows["image"], **canvas}
+    return _distinct(missing, prompts, negatives), _distinct(missing, images)
 
 
-def _cut(run: Run, wave: str, phase: Phase, rows: pa.Table, size: int) -> Iterator[Shard]:
-    for index, start in enumerate(range(0, len(rows), size)):
-        piece = rows.slice(start, size)
-        path = shard_path(run.name, wave, phase, index)
-        run.output.create(path, to_parquet(piece))
-        yield Shard(run=run.name, wave=wave, phase=phase, index=index, path=path, count=len(piece))
+def _distinct(missing: pa.Array, *columns: Mapping[str, pa.ChunkedArray]) -> pa.Table:
+    """The rows of ``INPUT_SCHEMA`` among ``missing``, in order; columns that are not given are null."""
+    tables = [pa.table(dict(part)) for part in columns]
+    inputs = pa.concat_tables([INPUT_SCHEMA.empty_table(), *tables], promote_options="permissive")
+    inputs = inputs.filter(pc.is_in(inputs["id"], missing))
+    _, first = np.unique(inputs["id"].to_numpy(), return_index=True)
+    return inputs.take(pa.array(np.sort(first)))
+
+
+def _cut(rows: pa.Table, size: int) -> list[pa.Table]:
+    return [rows.slice(start, size) for start in range(0, len(rows), size)]
+
+
+def _write(run: Run, wave: str, phase: Phase, index: int, rows: pa.Table) -> Shard:
+    path = shard_path(run.name, wave, phase, index)
+    run.output.create(path, to_parquet(rows))
+    return Shard(run=run.name, wave=wave, phase=phase, index=index, path=path, count=len(rows))

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from fastvideo.v1.dataset.layout import wave_dir
 from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.scan import INPUT_COLUMNS
 from fastvideo.v1.dataset.shards import read_shard
 from fastvideo.v1.pipelines.phase import Phase
 
@@ -30,11 +31,9 @@ def read_wave(run: Run, wave: str) -> list[WaveShard]:
     paths = {PurePosixPath(info.path).stem: info.path for info in run.output.list(wave_dir(run.name, wave))}
     tables = {name: read_shard(run, paths[name]) for name in sorted(paths)}
     by_phase = {phase: {name: table for name, table in tables.items() if name.startswith(phase)} for phase in Phase}
-    texts = {name: _ids(table, "id") for name, table in by_phase[Phase.ENCODE].items()}
+    inputs = {name: _ids(table, "id") for name, table in by_phase[Phase.ENCODE].items()}
     latents = {name: _ids(table, "id") for name, table in by_phase[Phase.DENOISE].items()}
-    needs = _needs(
-        {name: _ids(t, "input_id", "negative_input_id") for name, t in by_phase[Phase.DENOISE].items()}, texts
-    )
+    needs = _needs({name: _ids(table, *INPUT_COLUMNS) for name, table in by_phase[Phase.DENOISE].items()}, inputs)
     needs |= _needs({name: _ids(table, "id") for name, table in by_phase[Phase.DECODE].items()}, latents)
     return [
         WaveShard(name=name, phase=phase, path=paths[name], count=len(table), needs=needs.get(name, ()))

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 
 from fastvideo.v1.dataset.config import VideoConfig
+from fastvideo.v1.dataset.image_file import decode_image, read_image
 from fastvideo.v1.dataset.video import VideoWriter
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
@@ -50,18 +51,21 @@ class VideoGenerator:
         prompt: str,
         output_path: str | None = None,
         *,
+        image_path: str | None = None,
         on_step: Callable[[int, int], None] | None = None,
         **sampling: Any,
     ) -> VideoResult:
         """Makes one video, and writes it to ``output_path`` (mp4) if given; ``on_step`` hears of (steps done, of all).
 
+        ``image_path``, a path or URI, is the image that the video starts from, for a model that takes one.
         ``sampling`` are the fields of :class:`SamplingParams`; those left out have the model's defaults. The same seed
         starts from the same noise as diffusers does with ``torch.Generator("cpu").manual_seed(seed)``.
         """
         if not prompt.strip():
             raise ValueError(f"prompt {prompt!r} is empty; describe what the video shows")
         params = self.worker.pipeline.sampling_defaults().with_overrides(**sampling)
-        batch = ForwardBatch(prompt=[prompt], seeds=[params.seed], sampling=params)
+        image = None if image_path is None else [torch.from_numpy(decode_image(read_image(image_path)))]
+        batch = ForwardBatch(prompt=[prompt], seeds=[params.seed], image=image, sampling=params)
         context = ForwardContext()
         if on_step is not None:
             context.on_step = lambda state: on_step(state.step_index, params.num_inference_steps)

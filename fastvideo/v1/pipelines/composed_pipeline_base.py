@@ -12,6 +12,7 @@ from fastvideo.v1.forward_context import ForwardContext, set_forward_context
 from fastvideo.v1.logger import init_logger
 from fastvideo.v1.models.loader.component import load_component
 from fastvideo.v1.models.loader.repository import INDEX, ModelRepository
+from fastvideo.v1.pipelines.inputs import ImageUse
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.stages.base import PipelineStage
@@ -56,7 +57,7 @@ class ComposedPipelineBase(ABC):
 
     # What a phase hands on to the next: saved between jobs, everything else is freed.
     hands_on: ClassVar[dict[Phase, tuple[str, ...]]] = {
-        Phase.ENCODE: ("prompt_embeds", "prompt_mask", "pooled_prompt_embeds"),
+        Phase.ENCODE: ("prompt_embeds", "prompt_mask", "pooled_prompt_embeds", "image_embeds", "image_latents"),
         Phase.DENOISE: ("latents",),
         Phase.DECODE: ("frames",),
     }
@@ -158,16 +159,25 @@ class ComposedPipelineBase(ABC):
         """The components of this checkpoint that serve ``phase``."""
         return tuple(name for name in self._used_modules() if phase in self.phases_of(name))
 
+    @property
+    def image_use(self) -> ImageUse:
+        """Whether this checkpoint makes videos of images; it needs one if a stage reads one, unless a family says."""
+        return "required" if "image" in self.input_fields() else "refused"
+
     def input_fields(self) -> tuple[str, ...]:
         """The fields of a request on which the encode phase depends."""
         return tuple(dict.fromkeys(field for entry in self.all_stages for field in entry.stage.reads))
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, context: ForwardContext | None = None) -> ForwardBatch:
-        """Runs the built stages in order, under ``context`` or a new one."""
-        with set_forward_context(context):
+        """Runs the built stages in order, under ``context`` or a new one.
+
+        Where the context's ``inputs`` name a part of a request, only those that read no more than that part.
+        """
+        with set_forward_context(context) as current:
             for entry in self.stages:
-                batch = entry.stage(batch, self.fastvideo_args)
+                if current.inputs is None or set(entry.stage.reads) <= set(current.inputs):
+                    batch = entry.stage(batch, self.fastvideo_args)
         return batch
 
     def _load_modules(self, given: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastvideo.v1.pipelines.inputs import IMAGE_INPUT, TEXT_INPUT, ImageUse
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
 
@@ -24,14 +25,20 @@ class PipelineDescription:
     default_sampling: SamplingParams
     canvas: CanvasRule
     input_fields: tuple[str, ...]
+    image_use: ImageUse
 
 
 def describe_pipeline(model_path: str) -> PipelineDescription:
-    """The description of the checkpoint at ``model_path``; raises ``ValueError`` if no pipeline serves it."""
+    """The description of the checkpoint at ``model_path``.
+
+    Raises ``ValueError`` if no pipeline serves it, and if a stage depends on a text and an image at once.
+    """
     from fastvideo.v1.fastvideo_args import FastVideoArgs
     from fastvideo.v1.pipelines.registry import build_pipeline
 
     pipeline = build_pipeline(FastVideoArgs(model_path=model_path), phases=())
+    for entry in pipeline.all_stages:
+        _check_reads(entry.name, entry.stage.reads)
     return PipelineDescription(
         pipeline_class=type(pipeline).__name__,
         model_root=pipeline.repository.root,
@@ -41,4 +48,13 @@ def describe_pipeline(model_path: str) -> PipelineDescription:
         default_sampling=pipeline.sampling_defaults(),
         canvas=pipeline.canvas_rule(),
         input_fields=pipeline.input_fields(),
+        image_use=pipeline.image_use,
     )
+
+
+def _check_reads(name: str, reads: tuple[str, ...]) -> None:
+    if not any(set(reads) <= set(kind) for kind in (TEXT_INPUT, IMAGE_INPUT)):
+        raise ValueError(
+            f"{name} reads {', '.join(reads)}: a data-set run encodes texts ({', '.join(TEXT_INPUT)}) and images "
+            f"({', '.join(IMAGE_INPUT)}) apart, so that each is encoded once; make two stages of it"
+        )

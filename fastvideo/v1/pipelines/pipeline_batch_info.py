@@ -48,7 +48,7 @@ class ForwardBatch:
 
     @property
     def batch_size(self) -> int:
-        return len(self.prompt) or len(self.seeds)
+        return len(self.prompt) or len(self.seeds) or len(self.image or ())
 
     @property
     def do_classifier_free_guidance(self) -> bool:

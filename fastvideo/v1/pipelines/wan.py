@@ -4,10 +4,9 @@ What a checkpoint is, its ``model_index.json`` says: with ``boundary_ratio`` two
 with ``expand_timesteps`` each latent frame may have its own timestep (Wan2.2 TI2V).
 """
 
-from typing import Literal
-
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
+from fastvideo.v1.pipelines.inputs import ImageUse
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.stages import (
     DecodingStage,
@@ -27,9 +26,6 @@ class WanPipeline(ComposedPipelineBase):
 
     _required_config_modules = ["text_encoder", "tokenizer", "vae", "transformer", "scheduler"]
     _optional_config_modules = ["transformer_2"]
-    hands_on = ComposedPipelineBase.hands_on | {
-        Phase.ENCODE: (*ComposedPipelineBase.hands_on[Phase.ENCODE], "image_embeds", "image_latents")
-    }
     index_settings = {"expand_timesteps": Phase.ENCODE, "boundary_ratio": Phase.DENOISE}
     default_sampling = SamplingParams(
         height=480, width=832, num_frames=81, fps=16, num_inference_steps=50, guidance_scale=5.0
@@ -37,7 +33,7 @@ class WanPipeline(ComposedPipelineBase):
     experts_sampling = default_sampling.with_overrides(num_inference_steps=40, guidance_scale=4.0, guidance_scale_2=3.0)
 
     @property
-    def image_use(self) -> Literal["refused", "optional", "required"]:
+    def image_use(self) -> ImageUse:
         """Whether this checkpoint makes videos of images."""
         return "optional" if self.expands_timesteps else "refused"
 
@@ -116,7 +112,7 @@ class WanImageToVideoPipeline(WanPipeline):
     experts_sampling = WanPipeline.default_sampling.with_overrides(num_inference_steps=40, guidance_scale=3.5)
 
     @property
-    def image_use(self) -> Literal["refused", "optional", "required"]:
+    def image_use(self) -> ImageUse:
         """Whether this checkpoint makes videos of images: of nothing else."""
         return "required"
 

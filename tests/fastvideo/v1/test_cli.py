@@ -37,6 +37,7 @@ def test_generate_writes_a_video_of_the_asked_size(tmp_path):
         ),
         (["generate", "--prompt", "x", "--model", "/nowhere"], "model '/nowhere' is no directory here"),
         (["generate", "--prompt", " "], "prompt ' ' is empty"),
+        (["generate", "--prompt", "x", "--image", "/nowhere.png"], "image '/nowhere.png' does not exist"),
         (["generate"], "the following arguments are required: --prompt"),
         (["generate", "--prompt", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
     ],

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
@@ -20,6 +20,8 @@ from fastvideo.v1.dataset.state_file import DamagedObject, unpack_state
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.phase_state import State
 from fastvideo.v1.worker.gpu_worker import GPUWorker
+
+T = TypeVar("T")
 
 
 class InputMissing(Exception):
@@ -103,8 +105,12 @@ class PhaseJob(ABC):
         )
 
     def _read_state(self, path: str) -> State:
+        return self._read_verified(path, unpack_state)
+
+    def _read_verified(self, path: str, verify: Callable[[bytes, str], T]) -> T:
+        """What ``verify`` makes of the object at ``path``; one that it finds damaged is put aside."""
         try:
-            return unpack_state(self.run.objects.read(path), path)
+            return verify(self.run.objects.read(path), path)
         except FileNotFoundError:
             raise InputMissing(path) from None
         except DamagedObject as error:

@@ -7,7 +7,7 @@ import torch
 
 from fastvideo.v1.dataset.layout import input_path, latents_path, step_path
 from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.sample import Sample, input_id
+from fastvideo.v1.dataset.sample import Sample, image_input_id, input_id
 from fastvideo.v1.dataset.state_file import DamagedObject, pack_state, unpack_state
 from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.logger import init_logger
@@ -42,6 +42,9 @@ class DenoiseJob(SampleJob):
         if batch.do_classifier_free_guidance:
             negative = self._read_state(input_path(key, input_id({"prompt": item.negative_prompt})))
             import_sample(batch, *negative, prefix="negative_")
+        if item.image is not None:
+            canvas = (sampling.height, sampling.width, sampling.num_frames)
+            import_sample(batch, *self._read_state(input_path(key, image_input_id(item.image, *canvas))))
         self._restore(item, batch)
         return batch
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvideo.v1.dataset.local_files import TEMPORARY_PREFIX
+from fastvideo.v1.dataset.local_files import TEMPORARY_PREFIX, make_folder
 from fastvideo.v1.dataset.store import Store
 from fastvideo.v1.dataset.store_errors import StoreMisconfigured, StoreUnavailable
 
@@ -188,3 +188,9 @@ def test_a_killed_writer_leaves_nothing_or_all(tmp_path: Path) -> None:
         process.wait()
     objects = store.list("aa")
     assert objects and all(info.size == 3_000_000 for info in objects)
+
+
+def test_threads_may_make_the_same_folder_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(40):
+            list(pool.map(make_folder, 8 * [str(tmp_path / f"{turn}/a/b/c/d/e/f/g/h")]))

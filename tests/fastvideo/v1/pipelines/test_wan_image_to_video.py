@@ -1,17 +1,30 @@
 """Wan2.1 I2V, Wan2.2 I2V A14B and Wan2.2 TI2V against diffusers' ``WanImageToVideoPipeline`` and ``WanPipeline``."""
 
+import json
+
 import diffusers
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+from fastvideo import VideoGenerator
+from fastvideo.data import EMBEDDED_MODEL
+from fastvideo.v1.dataset.config import parse_config
+from fastvideo.v1.dataset.layout import video_path
+from fastvideo.v1.dataset.planning import plan_run
+from fastvideo.v1.dataset.shards import write_shards
+from fastvideo.v1.dataset.video import iter_frames
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.phase_state import export_sample, import_sample
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.registry import build_pipeline
 from fastvideo.v1.pipelines.stages.image_encoding import to_canvas
+from fastvideo.v1.worker.gpu_worker import GPUWorker
+from fastvideo.v1.worker.phase_jobs import JobSettings
+from fastvideo.v1.worker.stage_job import run_stage_job
 
 PROMPT, NEGATIVE = "a red circle and a white star", "gray"
 CANVAS = {"height": 32, "width": 64, "num_frames": 9, "num_inference_steps": 4, "guidance_scale": 3.0}
@@ -122,6 +135,42 @@ def test_phases_apart_make_the_same_video_as_together(model, image, request):
             batch = ForwardBatch(prompt=[PROMPT], seeds=[7], sampling=batch.sampling)
             import_sample(batch, *state)
     assert torch.equal(batch.frames, expected)
+
+
+@pytest.mark.parametrize("model", ["wan21_i2v", "wan22_ti2v"])
+def test_a_data_set_run_makes_the_generators_videos(model, image, request, tmp_path):
+    """TI2V makes videos of texts alone beside them."""
+    path = request.getfixturevalue(model)
+    Image.fromarray(image.numpy()).save(tmp_path / "first.png")
+    rows = [{"prompt": PROMPT, "image": "first.png"}]
+    rows += [{"prompt": PROMPT}] if model == "wan22_ti2v" else []
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sampling = CANVAS | {"num_inference_steps": 2, "negative_prompt": NEGATIVE}
+    values = {"prompts": str(tmp_path / "prompts.jsonl"), "output": str(tmp_path / "out"), "sampling": sampling}
+    config = parse_config(values | {"model": path})
+    for phase in Phase:
+        plan = plan_run(config)
+        for shard in write_shards(plan.run, plan.scan, config, 1):
+            if shard.phase is phase:
+                worker = GPUWorker(FastVideoArgs(model_path=path, device="cpu"), [phase])
+                run_stage_job(plan.run, phase, shard.path, worker, JobSettings())
+    generator = VideoGenerator.from_pretrained(path, device="cpu")
+    samples = list(plan.run.iter_samples())
+    assert [sample.image is None for sample in samples] == [False, True][: len(rows)]
+    for sample in samples:
+        source = str(tmp_path / "first.png") if sample.image else None
+        generator.generate_video(PROMPT, str(tmp_path / "x.mp4"), image_path=source, seed=sample.seed, **sampling)
+        made = plan.run.objects.uri(video_path(plan.run.keys[Phase.DECODE], sample.id))
+        frames, expected = (np.stack(list(iter_frames(file))) for file in (made, str(tmp_path / "x.mp4")))
+        assert np.array_equal(frames, expected) and expected.std() > 0.5
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+def test_a_generator_says_what_it_lacks_or_cannot_use(with_image, wan22_i2v, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    generator = VideoGenerator.from_pretrained(EMBEDDED_MODEL if with_image else wan22_i2v, device="cpu")
+    with pytest.raises(ValueError, match="prompts alone" if with_image else "image is missing"):
+        generator.generate_video(PROMPT, image_path=str(tmp_path / "x.png") if with_image else None)
 
 
 def test_an_image_is_stretched_over_the_canvas_as_diffusers_does(image):

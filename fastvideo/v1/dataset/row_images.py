@@ -1,0 +1,99 @@
+"""The images of prompt rows: looked at while planning, named by what they hold, and kept with the run's objects."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, lru_cache
+
+from fastvideo.v1.dataset.image_file import BadImage, ImageGone, check_image, read_image
+from fastvideo.v1.dataset.layout import image_path
+from fastvideo.v1.dataset.prompt_row import PromptRow, RejectedRow, rejected
+from fastvideo.v1.dataset.run import Run, list_runs
+from fastvideo.v1.dataset.state_file import DamagedObject
+from fastvideo.v1.pipelines.inputs import ImageUse
+
+_THREADS = 8
+_ROWS_AHEAD = 32  # at most so many images are in memory at once
+_REMEMBERED = 4096
+_REASONS = {
+    "refused": "image was given, but this model makes videos of prompts alone; leave the column out",
+    "required": "no image; this model makes a video of an image and a prompt",
+}
+
+Row = PromptRow | RejectedRow
+
+
+class RowImages:
+    """Reads, checks and keeps the images of rows; without ``write`` it keeps none."""
+
+    def __init__(self, run: Run, use: ImageUse, *, write: bool) -> None:
+        self._run, self._use, self._write = run, use, write
+        self._take_file = lru_cache(_REMEMBERED)(self._take_file_anew)
+
+    def look_up(self, rows: Iterable[Row]) -> Iterator[tuple[Row, str | None]]:
+        """Each row in order with its image's SHA-256, or the rejected row that it is for its image's sake."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            pending: deque[tuple[Row, Future[str] | None]] = deque()
+            for row in rows:
+                pending.append(self._start(row, pool))
+                if pending[0][1] is None or len(pending) > _ROWS_AHEAD:
+                    yield _finish(*pending.popleft())
+            while pending:
+                yield _finish(*pending.popleft())
+
+    def _start(self, row: Row, pool: ThreadPoolExecutor) -> tuple[Row, Future[str] | None]:
+        if isinstance(row, RejectedRow):
+            return row, None
+        if self._use == ("required" if row.image is None else "refused"):
+            return rejected(row.source, row.prompt, _REASONS[self._use]), None
+        if row.image is None:
+            return row, None
+        return row, pool.submit(self._take, row.image)
+
+    def _take(self, image: str | bytes) -> str:
+        return self._keep(image) if isinstance(image, bytes) else self._take_file(image)
+
+    def _take_file_anew(self, source: str) -> str:
+        try:
+            data = read_image(source)
+        except ImageGone:
+            kept = self._kept.get(source)
+            if kept is None or not self._run.objects.exists(image_path(kept)):
+                raise
+            return kept
+        return self._keep(data)
+
+    def _keep(self, data: bytes) -> str:
+        check_image(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = image_path(sha256)
+        if self._write and not self._run.objects.exists(path):
+            self._run.objects.create(path, data)
+        return sha256
+
+    @cached_property
+    def _kept(self) -> dict[str, str]:
+        """Images of the output's runs by their source, as it last was: with them work goes on when sources are gone."""
+        kept: dict[str, str] = {}
+        for run in (*list_runs(self._run.output), self._run):
+            for batch in run.iter_batches(["image", "image_source"]):
+                known = batch.filter(batch["image_source"].is_valid())
+                kept.update(zip(known["image_source"].to_pylist(), known["image"].to_pylist(), strict=True))
+        return kept
+
+
+def _finish(row: Row, taking: "Future[str] | None") -> tuple[Row, str | None]:
+    if taking is None:
+        return row, None
+    try:
+        return row, taking.result()
+    except BadImage as error:
+        return rejected(row.source, row.prompt if isinstance(row, PromptRow) else row.value, str(error)), None
+
+
+def verified_image(data: bytes, path: str) -> bytes:
+    """``data`` as it was kept at ``path``; raises :class:`DamagedObject` if it is other than its name says."""
+    if hashlib.sha256(data).hexdigest() != path.rpartition("/")[2]:
+        raise DamagedObject(f"{path}: its content does not match its name ({len(data)} bytes)")
+    return data

@@ -1,0 +1,76 @@
+"""Images are seen as a person sees them, and bad ones are told apart."""
+
+import io
+
+import diffusers.utils
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastvideo.v1.dataset.image_file import BadImage, ImageGone, check_image, decode_image, read_image
+
+
+def picture(height: int = 24, width: int = 40, channels: int = 3) -> Image.Image:
+    """Blobs, so that a lossy file keeps them."""
+    small = np.random.default_rng().integers(0, 256, (height // 8, width // 8, channels), np.uint8)
+    return Image.fromarray(small.repeat(8, 0).repeat(8, 1))
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("PNG", 3), ("PNG", 4), ("JPEG", 3), ("WEBP", 3), ("GIF", 3)])
+@pytest.mark.parametrize("orientation", [None, 6, 3])
+def test_decodes_as_diffusers_does(tmp_path, kind, channels, orientation) -> None:
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    options = {"exif": exif} if kind != "GIF" else {}
+    (tmp_path / "x").write_bytes(data := encoded(picture(channels=channels), kind, **options))
+    check_image(data)
+    expected = np.array(diffusers.utils.load_image(str(tmp_path / "x")))
+    assert np.array_equal(decode_image(data), expected)
+    turned = orientation == 6 and kind != "GIF"
+    assert expected.shape == ((40, 24, 3) if turned else (24, 40, 3))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_file_cut_short_is_bad(kind) -> None:
+    data = encoded(picture(), kind)
+    for size in (0, 10, len(data) // 2):
+        with pytest.raises(BadImage, match=f"cannot be decoded \\({size} bytes\\)"):
+            check_image(data[:size])
+
+
+def test_bytes_of_another_kind_are_bad() -> None:
+    with pytest.raises(BadImage, match="no kind of image that Pillow knows"):
+        check_image(b"%PDF-1.7 and more")
+
+
+def test_a_file_is_read_from_a_path_or_a_uri(tmp_path) -> None:
+    data = encoded(picture(), "PNG")
+    (tmp_path / "x.png").write_bytes(data)
+    fsspec.filesystem("memory").pipe_file("/pictures/x.png", data)
+    for source in (str(tmp_path / "x.png"), f"file://{tmp_path}/x.png", "memory://pictures/x.png"):
+        assert read_image(source) == data
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("{}/gone.png", ImageGone, "gone.png' does not exist"),
+        ("memory://gone/x.png", ImageGone, "does not exist"),
+        ("{}", BadImage, "cannot be read"),
+        ("{}/" + 300 * "x", BadImage, "cannot be read: File name too long"),
+        ("nothing://x", BadImage, "cannot be read: .*nothing"),
+        ("https://me:secret@host/x.png", BadImage, "credentials"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path, source, error, message) -> None:
+    with pytest.raises(error, match=message) as caught:
+        read_image(source.format(tmp_path))
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)

@@ -1,0 +1,244 @@
+"""Rows with images: named by what the image holds, refused where it is bad, independent of where it came from."""
+
+import hashlib
+import io
+import json
+import random
+from pathlib import Path
+
+import datasets
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fastvideo.v1.dataset import sample_log
+from fastvideo.v1.dataset.layout import image_path
+from fastvideo.v1.dataset.planning import plan_run
+from fastvideo.v1.dataset.prompt_row import PromptRow
+from fastvideo.v1.dataset.row_images import RowImages
+from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, part_path, to_parquet
+from fastvideo.v1.dataset.shards import read_shard, write_shards
+from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.dataset.store_errors import StoreUnavailable
+from fastvideo.v1.dataset.waves import read_wave
+from fastvideo.v1.pipelines.phase import Phase
+
+
+def png(colour: tuple[int, int, int] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7), colour or tuple(random.choices(range(256), k=3))).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def row(text: str, image: str | None = None, **values) -> str:
+    return json.dumps({"prompt": text, "image": image, **values})
+
+
+@pytest.fixture
+def make_image_config(make_config, image_model):
+    return lambda *lines, **values: make_config(*lines, **{"model": image_model, **values})
+
+
+def images_of(run) -> list[str]:
+    return [sample.image for sample in run.iter_samples()]
+
+
+def write_struct_parquet(path: Path, images: list[bytes]) -> None:
+    struct = pa.array([{"bytes": image, "path": "x.png"} for image in images])
+    pq.write_table(pa.table({"prompt": [f"p{n}" for n in range(len(images))], "image": struct}), path)
+
+
+def write_binary_parquet(path: Path, images: list[bytes]) -> None:
+    pq.write_table(pa.table({"prompt": [f"p{n}" for n in range(len(images))], "image": images}), path)
+
+
+def write_saved_dataset(path: Path, images: list[bytes]) -> None:
+    features = datasets.Features({"prompt": datasets.Value("string"), "image": datasets.Image()})
+    rows = [{"prompt": f"p{n}", "image": {"bytes": image, "path": None}} for n, image in enumerate(images)]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(path))
+
+
+def write_jsonl(path: Path, images: list[bytes]) -> None:
+    write_beside(path, images)
+    lines = [json.dumps({"prompt": f"p{n}", "image": f"pictures/{n}.png"}) for n in range(len(images))]
+    path.write_text("\n".join(lines))
+
+
+def write_csv(path: Path, images: list[bytes]) -> None:
+    write_beside(path, images)
+    path.write_text("prompt,image\n" + "".join(f"p{n},pictures/{n}.png\n" for n in range(len(images))))
+
+
+def write_paths_parquet(path: Path, images: list[bytes]) -> None:
+    write_beside(path, images)
+    names = [f"{path.parent}/pictures/{n}.png" for n in range(len(images))]
+    pq.write_table(pa.table({"prompt": [f"p{n}" for n in range(len(images))], "image": names}), path)
+
+
+def write_beside(path: Path, images: list[bytes]) -> None:
+    (path.parent / "pictures").mkdir()
+    for number, image in enumerate(images):
+        (path.parent / f"pictures/{number}.png").write_bytes(image)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("p.jsonl", write_jsonl),
+        ("p.csv", write_csv),
+        ("p.parquet", write_struct_parquet),
+        ("p.parquet", write_binary_parquet),
+        ("p.parquet", write_paths_parquet),
+        ("saved", write_saved_dataset),
+    ],
+)
+def test_every_kind_of_file_gives_the_same_samples(tmp_path, make_image_config, name, write) -> None:
+    images = [png() for _ in range(70)]
+    write(tmp_path / name, images)
+    run = plan_run(make_image_config(prompts=str(tmp_path / name))).run
+    digests = images_of(run)
+    assert [run.objects.read(image_path(digest)) for digest in digests] == images
+    from_memory = fsspec.filesystem("memory")
+    lines = []
+    for number, image in enumerate(images):
+        from_memory.pipe_file(f"/pictures/{number}.png", image)
+        lines.append(row(f"p{number}", f"memory://pictures/{number}.png"))
+    other = plan_run(make_image_config(*lines, output=str(tmp_path / "other"))).run
+    assert [sample.id for sample in other.iter_samples()] == [sample.id for sample in run.iter_samples()]
+
+
+def test_equal_images_are_one_sample_and_changed_bytes_another(tmp_path, make_image_config) -> None:
+    image = png()
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(image)
+    config = make_image_config(row("x", "a.png"), row("x", f"{tmp_path}/b.png"), row("y", "a.png"))
+    plan = plan_run(config)
+    assert (plan.num_samples, plan.num_repeated) == (2, 1)
+    assert plan.scan[Phase.ENCODE].total == 4, "two texts, the negative prompt, one image"
+    (tmp_path / "a.png").write_bytes(png())
+    again = plan_run(config)
+    assert (again.num_samples, again.num_new, again.num_repeated) == (4, 2, 0)
+    assert again.scan[Phase.ENCODE].total == 5 and len(set(images_of(again.run))) == 2
+    kept = [path for path in (tmp_path / "output/images").rglob("*") if path.is_file()]
+    assert {path.read_bytes() for path in kept} == {image, (tmp_path / "a.png").read_bytes()} and len(kept) == 2
+
+
+def test_an_image_on_another_canvas_is_another_input(tmp_path, make_image_config) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    config = make_image_config(
+        row("x", "a.png"), row("x", "a.png", height=32), row("x", "a.png", frames=9), row("x", "a.png", steps=3)
+    )
+    plan = plan_run(config)
+    assert plan.num_samples == 4 and plan.scan[Phase.ENCODE].total == 2 + 3
+    shards = write_shards(plan.run, plan.scan, config, 1)
+    tables = [read_shard(plan.run, shard.path) for shard in shards if shard.phase is Phase.ENCODE]
+    assert [table["text"].null_count for table in tables] == [0, 3], "texts and images in shards of their own"
+    sampling = plan.run.sampling
+    canvases = [(line["height"], line["width"], line["num_frames"]) for line in tables[1].to_pylist()]
+    size = sampling.height, sampling.width, sampling.num_frames
+    assert canvases == [size, (32, *size[1:]), (*size[:2], 9)]
+    needs = {shard.name: shard.needs for shard in read_wave(plan.run, shards[0].wave)}
+    assert needs["denoise-0000"] == ("encode-0000", "encode-0001")
+
+
+def test_bad_images_are_rejected_with_file_and_line(tmp_path, make_image_config) -> None:
+    (tmp_path / "good.png").write_bytes(good := png())
+    (tmp_path / "broken.png").write_bytes(good[:30])
+    (tmp_path / "text.png").write_text("no image")
+    config = make_image_config(
+        row("1", "good.png"),
+        row("2", "gone.png"),
+        row("3", "broken.png"),
+        row("4", "text.png"),
+        row("5", "data:image/png;base64,iVBORw0KGgo="),
+        row("6", 2000 * "iVBORw0KGgo"),
+        json.dumps({"prompt": "7", "image": {"bytes": "iVBORw0KGgo=", "path": None}}),
+        json.dumps({"prompt": "8", "image": ["good.png"]}),
+        row("9"),
+        row("10", "good.png"),
+    )
+    plan = plan_run(config)
+    assert [sample.prompt for sample in plan.run.iter_samples()] == ["1", "10"]
+    told = {int(bad.source.removeprefix(f"{config.prompts}:")): bad.reason for bad in plan.rejected}
+    expected = {
+        2: "gone.png' does not exist",
+        3: "cannot be decoded (30 bytes)",
+        4: "no kind of image that Pillow knows",
+        5: "bytes go in Parquet or Arrow",
+        6: "bytes go in Parquet or Arrow",
+        7: "they go in Parquet or Arrow",
+        8: "not list",
+        9: "no image; this model makes a video of an image and a prompt",
+    }
+    assert list(told) == list(expected)
+    assert all(reason in told[line] and "\n" not in told[line] for line, reason in expected.items()), told
+
+
+def test_a_model_of_texts_alone_refuses_images_without_reading_them(make_config) -> None:
+    plan = plan_run(make_config(row("a", "gone.png"), row("b", ""), row("c")))
+    (bad,) = plan.rejected
+    assert "this model makes videos of prompts alone" in bad.reason and bad.source.endswith(":1")
+    assert images_of(plan.run) == [None, None]
+
+
+def test_a_run_goes_on_without_the_images_sources(tmp_path, make_image_config) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    config = make_image_config(row("x", "a.png"))
+    first = plan_run(config)
+    (tmp_path / "a.png").unlink()
+    longer = make_image_config(row("x", "a.png"), row("new", "a.png"), row("y", "never-there.png"))
+    plan = plan_run(longer)
+    assert (plan.num_samples, plan.num_new, plan.num_rejected) == (2, 1, 1)
+    assert set(images_of(plan.run)) == set(images_of(first.run))
+    changed = plan_run(make_image_config(row("x", "a.png"), video={"crf": 30}))
+    assert changed.run.name != plan.run.name and set(images_of(changed.run)) == set(images_of(first.run))
+    with pytest.raises(ValueError, match=r"no row that can be used; .*a\.png' does not exist"):
+        plan_run(make_image_config(row("x", "a.png"), store=str(tmp_path / "elsewhere"), video={"crf": 40}))
+
+
+def test_a_look_ahead_keeps_no_image(tmp_path, make_image_config) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    assert plan_run(make_image_config(row("x", "a.png")), write=False).num_samples == 1
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_run_planned_before_there_were_images_goes_on(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = pa.schema([field for field in SAMPLE_SCHEMA if not field.name.startswith("image")])
+    monkeypatch.setattr(sample_log, "to_parquet", lambda rows: to_parquet(rows.select(old.names)))
+    before = plan_run(make_config(row("a"), row("b")))
+    monkeypatch.undo()
+    columns = pq.ParquetFile(before.run.output.open(part_path(before.run.name, 0))).schema_arrow.names
+    assert columns == old.names
+    plan = plan_run(make_config(row("a"), row("b"), row("c")))
+    assert (plan.num_samples, plan.num_new, plan.scan[Phase.ENCODE].total) == (3, 1, 4)
+    assert [sample.prompt for sample in plan.run.iter_samples()] == ["a", "b", "c"]
+
+
+def test_few_images_are_in_memory_at_once(tmp_path, make_image_config) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    run = plan_run(make_image_config(row("x", "a.png"))).run
+    taken = 0
+
+    def rows():
+        nonlocal taken
+        for taken in range(1, 201):
+            yield PromptRow(f"p{taken}", f"rows:{taken}", image=png())
+
+    for given, (found, digest) in enumerate(RowImages(run, "required", write=False).look_up(rows()), 1):
+        assert digest == hashlib.sha256(found.image).hexdigest() and taken - given <= 32
+    assert given == 200
+
+
+def test_a_store_that_fails_ends_the_plan(tmp_path, make_image_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row whose image cannot be kept now is no bad row."""
+    (tmp_path / "a.png").write_bytes(png())
+    config = make_image_config(row("x", "a.png"))
+
+    def fail(self, path, data):
+        raise StoreUnavailable("the store is unavailable")
+
+    monkeypatch.setattr(Store, "create", fail)
+    with pytest.raises(StoreUnavailable):
+        plan_run(config)
