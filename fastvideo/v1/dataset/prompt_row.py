@@ -56,7 +56,7 @@ def rejected(source: str, value: object, reason: str) -> RejectedRow:
 def parse_row(values: Mapping[str, Any], source: str, folder: str = "") -> PromptRow | RejectedRow:
     """The row of one file's line; white space around a prompt does not count, unknown columns are passed over.
 
-    The path of an image is relative to ``folder``.
+    The path of an image is relative to ``folder``, a URI that ends in a slash or nothing.
     """
     prompt = values.get("prompt")
     try:
@@ -106,8 +106,7 @@ def _image(value: Any, folder: str) -> str | bytes | None:
     path = _text(IMAGE, value)
     if len(path) > _LONGEST_PATH or "\0" in path or path.startswith("data:"):
         raise ValueError(f"image of {len(path)} characters is no path or URI; bytes go in Parquet or Arrow files")
-    is_whole = "://" in path or path.startswith("/") or not folder
-    return path if is_whole else f"{folder}/{path}"
+    return path if "://" in path or path.startswith("/") else folder + path
 
 
 def _text(column: str, value: Any) -> str:

@@ -188,7 +188,8 @@ def _batch_rows(schema: pa.Schema) -> int:
 
 
 def _folder(uri: str) -> str:
-    return uri.rpartition("/")[0]
+    """What stands before a file's name, the slash included: that of a file in the root is no empty text."""
+    return uri[: uri.rfind("/") + 1]
 
 
 class _ColumnCheck:

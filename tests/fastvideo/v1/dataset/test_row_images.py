@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
@@ -13,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fastvideo.v1.dataset import sample_log
+from fastvideo.v1.dataset import row_images, sample_log
 from fastvideo.v1.dataset.layout import image_path
 from fastvideo.v1.dataset.planning import plan_run
 from fastvideo.v1.dataset.prompt_row import PromptRow
+from fastvideo.v1.dataset.prompts import read_prompts
 from fastvideo.v1.dataset.row_images import RowImages
+from fastvideo.v1.dataset.sample import sample_id
 from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, part_path, to_parquet
 from fastvideo.v1.dataset.shards import read_shard, write_shards
 from fastvideo.v1.dataset.store import Store
@@ -214,6 +217,42 @@ def test_a_run_planned_before_there_were_images_goes_on(make_config, monkeypatch
     plan = plan_run(make_config(row("a"), row("b"), row("c")))
     assert (plan.num_samples, plan.num_new, plan.scan[Phase.ENCODE].total) == (3, 1, 4)
     assert [sample.prompt for sample in plan.run.iter_samples()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("values", [{}, {"height": 32, "guidance_scale": 2.5}])
+def test_an_id_without_an_image_is_what_it_was_before_there_were_images(values) -> None:
+    prompt, seed = f"größer, {random.random()}", random.randrange(2**32)
+    whole = {"prompt": prompt, "negative_prompt": "blur", "seed": seed, "overrides": values}
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert sample_id(prompt, "blur", seed, values) == hashlib.sha256(text.encode()).hexdigest()[:32]
+    assert sample_id(prompt, "blur", seed, values, image=64 * "a") != sample_id(prompt, "blur", seed, values)
+
+
+def test_an_image_is_decoded_for_its_check_once(tmp_path, make_image_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    config = make_image_config(row("x", "a.png"))
+    plan_run(config)
+    monkeypatch.setattr(row_images, "check_image", lambda data: pytest.fail("it was checked before it was kept"))
+    assert plan_run(config).num_samples == 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "image", "expected"),
+    [
+        ("/p.jsonl", "a.png", "/a.png"),
+        ("p.jsonl", "a.png", "a.png"),
+        ("rows/p.jsonl", "../a.png", "rows/../a.png"),
+        ("memory://p.jsonl", "a.png", "memory://a.png"),
+        ("s3://bucket/rows/p.jsonl", "pictures/a.png", "s3://bucket/rows/pictures/a.png"),
+        ("s3://bucket/p.jsonl", "/disk/a.png", "/disk/a.png"),
+        ("/rows/p.jsonl", "https://host/a.png", "https://host/a.png"),
+    ],
+)
+def test_a_path_is_relative_to_the_folder_of_its_prompt_file(prompts, image, expected, monkeypatch) -> None:
+    line = json.dumps({"prompt": "x", "image": image}).encode()
+    monkeypatch.setattr("fastvideo.v1.dataset.prompts._files", lambda uri: [uri])
+    monkeypatch.setattr("fastvideo.v1.dataset.prompts._open", lambda uri: nullcontext(io.BytesIO(line)))
+    assert [found.image for found in read_prompts(prompts)] == [expected]
 
 
 def test_few_images_are_in_memory_at_once(tmp_path, make_image_config) -> None:
