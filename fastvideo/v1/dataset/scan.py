@@ -1,6 +1,6 @@
 """What exists, what is missing: one listing of the store against the samples of a run, in Arrow arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -15,7 +15,8 @@ from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA
 from fastvideo.v1.dataset.store import Store
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
-INPUT_COLUMNS = ("input_id", "negative_input_id", "image_input_id")  # the encode objects that a sample needs
+TEXT_COLUMNS, IMAGE_COLUMNS = ("input_id", "negative_input_id"), ("image_input_id",)
+INPUT_COLUMNS = TEXT_COLUMNS + IMAGE_COLUMNS  # the encode objects that a sample needs
 INDEX_SCHEMA = pa.schema([SAMPLE_SCHEMA.field(name) for name in ("id", *INPUT_COLUMNS)])
 _LISTING_SCHEMA = pa.schema([("id", pa.string()), ("bytes", pa.int64()), ("modified", pa.float64())])
 
@@ -83,9 +84,13 @@ def scan(run: Run, index: pa.Table | None = None) -> Scan:
 
 
 def _inputs(index: pa.Table) -> pa.Array:
-    """Each text and each image once."""
-    distinct = [index[name].unique().drop_null() for name in INPUT_COLUMNS]
-    return pc.unique(pa.concat_arrays(distinct))
+    """Each text and each image once; no text has an image's id, and apart they need half the memory."""
+    return pa.concat_arrays([_distinct(index, names) for names in (TEXT_COLUMNS, IMAGE_COLUMNS)])
+
+
+def _distinct(index: pa.Table, names: Sequence[str]) -> pa.Array:
+    chunks = [chunk for name in names for chunk in index[name].chunks]
+    return pa.chunked_array(chunks, pa.string()).unique().drop_null()
 
 
 def _blocked(
