@@ -17,6 +17,7 @@ _NOT_DECODABLE = (
     OSError, ValueError, SyntaxError, EOFError, RuntimeError, TypeError, LookupError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
+_S3, _WEB = ("s3://", "s3a://"), ("http://", "https://")
 _EIGHTH = (1, 1)  # a size that asks a JPEG's decoder for the smallest scale it has, an eighth
 
 
@@ -24,30 +25,61 @@ class BadImage(ValueError):
     """An image that is not there, or that cannot be decoded."""
 
 
-class ImageGone(BadImage):
-    """An image that is not where it was said to be."""
-
-
 def read_image(source: str) -> bytes:
     """The bytes of the file at a path or any fsspec URI.
 
-    Raises :class:`BadImage` if there is no such file or it cannot be read, ``StoreUnavailable`` if trying again later
-    may help.
+    Raises :class:`BadImage` if there is no such file or it cannot be read, ``StoreUnavailable`` if a disk or an S3
+    server fails, so that no image can be told. A web server is only its own images' affair.
     """
-    if "@" in urlsplit(source).netloc:
-        raise BadImage("image is a URI with credentials in it; give them in the environment")
     try:
+        if "@" in urlsplit(source).netloc:
+            raise BadImage("image is a URI with credentials in it; give them in the environment")
         with fsspec.open(source, "rb") as file:
             return file.read()
-    except FileNotFoundError:
-        raise ImageGone(f"image {source!r} does not exist") from None
-    except OSError as error:
-        translated = translate(error, source)
-        if isinstance(translated, StoreUnavailable) and error.errno != errno.ENAMETOOLONG:
-            raise translated from error
-        raise BadImage(f"image {source!r} cannot be read: {error.strerror or error}") from None
-    except (ValueError, ImportError) as error:  # a protocol that fsspec does not know, or lacks a package for
+    except BadImage:
+        raise
+    except (ValueError, ImportError) as error:  # no URI, a protocol that fsspec does not know or lacks a package for
         raise BadImage(f"image {source!r} cannot be read: {error}") from None
+    except _reading_errors(source) as error:
+        raise _refusal(source, error) from error
+
+
+def _reading_errors(source: str) -> tuple[type[Exception], ...]:
+    """What reading raises: for a URI also its package's own errors, which need not be the system's."""
+    if source.startswith(_S3):
+        from botocore.exceptions import BotoCoreError
+
+        return OSError, BotoCoreError
+    if source.startswith(_WEB):
+        from aiohttp import ClientError
+
+        return OSError, ClientError
+    return (OSError,)
+
+
+def _refusal(source: str, error: Exception) -> Exception:
+    if source.startswith(_WEB):
+        return BadImage(f"image {source!r} {_web_reason(error)}")
+    translated = translate(error, source)
+    if isinstance(translated, FileNotFoundError):
+        return BadImage(f"image {source!r} does not exist")
+    is_too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    if isinstance(translated, StoreUnavailable) and not is_too_long:
+        return translated
+    reason = error.strerror if isinstance(error, OSError) else None
+    return BadImage(f"image {source!r} cannot be read: {reason or translated}")
+
+
+def _web_reason(error: BaseException) -> str:
+    """What lies behind the missing file that fsspec makes of every answer."""
+    from aiohttp import ClientResponseError
+
+    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    answer = f"the server answers {error.status}" if isinstance(error, ClientResponseError) else error
+    return f"cannot be read: {answer}"
 
 
 def check_image(data: bytes) -> None:

@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
+from threading import Lock
 
-from fastvideo.v1.dataset.image_file import BadImage, ImageGone, check_image, read_image
+from fastvideo.v1.dataset.image_file import BadImage, check_image, read_image
 from fastvideo.v1.dataset.layout import image_path
 from fastvideo.v1.dataset.prompt_row import PromptRow, RejectedRow, rejected
 from fastvideo.v1.dataset.run import Run, list_runs
@@ -29,18 +30,22 @@ class RowImages:
 
     def __init__(self, run: Run, use: ImageUse, *, write: bool) -> None:
         self._run, self._use, self._write = run, use, write
+        self._listing = Lock()  # from Python 3.12 on a cached property alone lets every thread list by itself
         self._take_file = lru_cache(_REMEMBERED)(self._take_file_anew)
 
     def look_up(self, rows: Iterable[Row]) -> Iterator[tuple[Row, str | None]]:
         """Each row in order with its image's SHA-256, or the rejected row that it is for its image's sake."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            pending: deque[tuple[Row, Future[str] | None]] = deque()
+        pool = ThreadPoolExecutor(_THREADS)
+        pending: deque[tuple[Row, Future[str] | None]] = deque()
+        try:
             for row in rows:
                 pending.append(self._start(row, pool))
                 if pending[0][1] is None or len(pending) > _ROWS_AHEAD:
                     yield _finish(*pending.popleft())
             while pending:
                 yield _finish(*pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)  # a store that is down is not waited for once more by each image
 
     def _start(self, row: Row, pool: ThreadPoolExecutor) -> tuple[Row, Future[str] | None]:
         if isinstance(row, RejectedRow):
@@ -57,8 +62,9 @@ class RowImages:
     def _take_file_anew(self, source: str) -> str:
         try:
             data = read_image(source)
-        except ImageGone:
-            kept = self._kept.get(source)
+        except BadImage:
+            with self._listing:
+                kept = self._kept.get(source)
             if kept is None or not self._run.objects.exists(image_path(kept)):
                 raise
             return kept

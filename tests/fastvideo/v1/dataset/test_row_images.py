@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import random
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,11 +16,13 @@ import pytest
 from PIL import Image
 
 from fastvideo.v1.dataset import row_images, sample_log
+from fastvideo.v1.dataset.image_file import BadImage
 from fastvideo.v1.dataset.layout import image_path
 from fastvideo.v1.dataset.planning import plan_run
 from fastvideo.v1.dataset.prompt_row import PromptRow
 from fastvideo.v1.dataset.prompts import read_prompts
 from fastvideo.v1.dataset.row_images import RowImages
+from fastvideo.v1.dataset.run import list_runs
 from fastvideo.v1.dataset.sample import sample_id
 from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, part_path, to_parquet
 from fastvideo.v1.dataset.shards import read_shard, write_shards
@@ -199,6 +202,47 @@ def test_a_run_goes_on_without_the_images_sources(tmp_path, make_image_config) -
     assert changed.run.name != plan.run.name and set(images_of(changed.run)) == set(images_of(first.run))
     with pytest.raises(ValueError, match=r"no row that can be used; .*a\.png' does not exist"):
         plan_run(make_image_config(row("x", "a.png"), store=str(tmp_path / "elsewhere"), video={"crf": 40}))
+
+
+def test_a_source_that_cannot_be_read_now_is_as_good_as_gone(tmp_path, make_image_config, monkeypatch) -> None:
+    """A server that is down keeps no run from going on; and what was kept is listed once, however many ask."""
+    lines = [row(f"p{number}", f"{tmp_path}/{number}.png") for number in range(40)]
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes(png())
+    first = plan_run(make_image_config(*lines))
+    listed = []
+
+    def list_slowly(output):
+        listed.append(output)
+        time.sleep(0.2)
+        return list_runs(output)
+
+    def refuse(source):
+        raise BadImage(f"image {source!r} cannot be read: the server answers 503")
+
+    monkeypatch.setattr(row_images, "list_runs", list_slowly)
+    monkeypatch.setattr(row_images, "read_image", refuse)
+    again = plan_run(make_image_config(*lines, row("new", "new.png")))
+    assert (again.num_samples, again.num_new, again.num_rejected) == (40, 0, 1) and len(listed) == 1
+    assert "the server answers 503" in again.rejected[0].reason
+    assert images_of(again.run) == images_of(first.run)
+
+
+def test_a_plan_that_ends_reads_no_further_image(tmp_path, make_image_config, monkeypatch) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    run = plan_run(make_image_config(row("x", "a.png"))).run
+    read = []
+
+    def fail(source):
+        read.append(source)
+        time.sleep(0.2)
+        raise StoreUnavailable(source)
+
+    monkeypatch.setattr(row_images, "read_image", fail)
+    rows = (PromptRow(f"p{number}", f"rows:{number}", image=f"{number}.png") for number in range(100))
+    with pytest.raises(StoreUnavailable):
+        list(RowImages(run, "required", write=True).look_up(rows))
+    assert len(read) <= 24, "those under way, and not the 32 that were to come"
 
 
 def test_a_look_ahead_keeps_no_image(tmp_path, make_image_config) -> None:
