@@ -162,7 +162,8 @@ def test_a_data_set_run_makes_the_generators_videos(model, image, request, tmp_p
         generator.generate_video(PROMPT, str(tmp_path / "x.mp4"), image_path=source, seed=sample.seed, **sampling)
         made = plan.run.objects.uri(video_path(plan.run.keys[Phase.DECODE], sample.id))
         frames, expected = (np.stack(list(iter_frames(file))) for file in (made, str(tmp_path / "x.mp4")))
-        assert np.array_equal(frames, expected) and expected.std() > 0.5
+        # Files, so a last bit of the latents may move a block of the H.264 encoder's.
+        assert np.abs(frames.astype(int) - expected).mean() < 1 and expected.std() > 0.5
 
 
 @pytest.mark.parametrize("with_image", [True, False])
