@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 from fastvideo.data import EMBEDDED_MODEL
 from fastvideo.v1.sampling_params import SamplingOverrides
@@ -19,20 +21,51 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     generate.add_argument("--model", default=EMBEDDED_MODEL, help="model directory, URI or cached hub id")
     generate.add_argument("--output", default="video.mp4", help="the mp4 to write")
     generate.add_argument("--json", action="store_true", help="print the result as JSON")
-    for field in fields(SamplingOverrides):
-        kind = _OPTION_TYPES.get(field.name, int)
-        generate.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=field.metadata["description"])
+    _add_sampling(generate)
     generate.set_defaults(run=_generate)
+    search = subparsers.add_parser("search-tiles", help="find windows for sliding tile attention")
+    search.add_argument("--model", required=True, help="model directory, URI or cached hub id")
+    search.add_argument("--prompt", required=True, action="append", help="a prompt to compare on; may be repeated")
+    search.add_argument("--output", required=True, help="the JSON file of windows to write")
+    search.add_argument("--candidates", required=True, nargs="+", type=_window, help="windows in tiles: 3,1,10 1,5,7 …")
+    search.add_argument("--dense-steps", type=int, default=12, help="first steps that stay dense")
+    _add_sampling(search)
+    search.set_defaults(run=_search_tiles)
     _add_bench(subparsers.add_parser("bench", help="measure this machine"))
 
 
 _OPTION_TYPES = {"guidance_scale": float, "guidance_scale_2": float, "flow_shift": float, "negative_prompt": str}
 
 
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    for field in fields(SamplingOverrides):
+        kind = _OPTION_TYPES.get(field.name, int)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=field.metadata["description"])
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in fields(SamplingOverrides)}
+
+
+def _window(text: str) -> tuple[int, int, int]:
+    t, h, w = (int(size) for size in text.split(","))
+    return t, h, w
+
+
+def _search_tiles(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.tile_search import search_tiles
+
+    sampling = {name: value for name, value in _sampling(options).items() if value is not None}
+    windows = search_tiles(options.model, options.prompt, options.candidates, options.dense_steps, **sampling)
+    Path(options.output).write_text(json.dumps(windows))
+    print(f"{options.output}: {len(windows)} windows")
+    return 0
+
+
 def _generate(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.video_generator import VideoGenerator
 
-    sampling = {field.name: getattr(options, field.name) for field in fields(SamplingOverrides)}
+    sampling = _sampling(options)
     generator = VideoGenerator.from_pretrained(options.model)
     with _step_bar() as on_step:
         result = generator.generate_video(

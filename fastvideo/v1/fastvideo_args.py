@@ -44,6 +44,9 @@ class FastVideoArgs:
         "Attention backend: FLASH_ATTN, TORCH_SDPA, SLIDING_TILE_ATTN or a plugin's; without it "
         "FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed",
     )
+    sliding_tile_strategy: str | None = setting(
+        None, "URI of the JSON file of windows that SLIDING_TILE_ATTN follows, made for one model and number of steps"
+    )
     vae_tiling: bool | None = setting(
         None,
         "Decode in overlapping spatial tiles: less memory, small blending differences; without it as the model needs",
@@ -54,6 +57,12 @@ class FastVideoArgs:
     )
 
     def __post_init__(self) -> None:
+        backend = attention_backend_name(self.attention_backend)
+        if self.sliding_tile_strategy is not None and backend != "SLIDING_TILE_ATTN":
+            raise ValueError(
+                f"sliding_tile_strategy={self.sliding_tile_strategy!r} is for attention_backend SLIDING_TILE_ATTN, not "
+                f"{backend}; set both or neither"
+            )
         if self.expert_offload and self.quantization is not None:
             raise ValueError(
                 f"expert_offload=True and quantization={self.quantization!r} exclude each other; in 8 bits two experts "

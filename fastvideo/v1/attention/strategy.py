@@ -20,6 +20,14 @@ class TileStrategy:
     def num_steps(self) -> int:
         return 1 + max(step for step, _ in self.windows)
 
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Raises ``ValueError`` unless the strategy is for as many steps."""
+        if self.num_steps != num_inference_steps:
+            raise ValueError(
+                f"strategy {self.origin} is for {self.num_steps} steps, not num_inference_steps={num_inference_steps}; "
+                "run as many as it has"
+            )
+
     def of(self, step: int, layer: int) -> tuple[Size3, ...]:
         """The heads' windows; a step or layer that the strategy does not know raises ``ValueError``."""
         if (step, layer) not in self.windows:

@@ -13,6 +13,7 @@ from fastvideo.v1.sampling_params import SamplingParams
 
 KEY_LENGTH = 16
 LORA = "lora"
+TILE_STRATEGY = "sliding_tile_strategy"
 EXACT_BACKENDS = frozenset({"FLASH_ATTN", "TORCH_SDPA"})
 _ENGINE_FIELDS = {
     Phase.ENCODE: ("text_encoder_precision",),
@@ -27,6 +28,7 @@ _SAMPLING_FIELDS = {
         "num_frames",
         "num_inference_steps",
         "guidance_scale",
+        "guidance_mode",
         "guidance_scale_2",
         "flow_shift",
     ),
@@ -42,6 +44,7 @@ def result_settings(engine: FastVideoArgs) -> dict[str, Any]:
     """
     values = {name: getattr(engine, name) for names in _ENGINE_FIELDS.values() for name in names}
     values |= {"lora_path": engine.lora_path, "lora_scale": engine.lora_scale if engine.lora_path else None}
+    values[TILE_STRATEGY] = engine.sliding_tile_strategy
     backend = attention_backend_name(engine.attention_backend)
     return values | {"attention_backend": None if backend in EXACT_BACKENDS else backend}
 
@@ -55,7 +58,8 @@ def phase_keys(
 ) -> dict[Phase, str]:
     """The keys, each with the one before in it.
 
-    ``fingerprints`` maps the components' names, and ``LORA`` if ``engine`` has an adapter; its path is in no key.
+    ``fingerprints`` maps the components' names, ``LORA`` and ``TILE_STRATEGY`` if ``engine`` has an adapter or a
+    strategy of sliding tiles; their paths are in no key.
     """
     settings = result_settings(engine)
     keys: dict[Phase, str] = {}
@@ -73,6 +77,8 @@ def phase_keys(
         }
         if phase is Phase.DENOISE and engine.lora_path:
             made_by[LORA] = [fingerprints[LORA], engine.lora_scale]
+        if phase is Phase.DENOISE and engine.sliding_tile_strategy:
+            made_by[TILE_STRATEGY] = fingerprints[TILE_STRATEGY]
         previous = keys[phase] = digest(made_by, KEY_LENGTH)
     return keys
 

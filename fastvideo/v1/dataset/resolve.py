@@ -9,7 +9,7 @@ from fsspec.core import url_to_fs
 from fastvideo.v1.dataset.canonical import digest
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.fingerprint import fingerprint_adapter, fingerprint_component
-from fastvideo.v1.dataset.keys import LORA, phase_keys, result_settings
+from fastvideo.v1.dataset.keys import LORA, TILE_STRATEGY, phase_keys, result_settings
 from fastvideo.v1.dataset.layout import run_path
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.store import Store
@@ -48,9 +48,11 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
     names = [name for components in description.components.values() for name in components]
     root = description.model_root.rstrip("/")
     fingerprints = {name: fingerprint_component(f"{root}/{name}") for name in dict.fromkeys(names)}
-    engine = _with_whole_lora_path(config.engine)
+    engine = _with_whole_paths(config.engine)
     if engine.lora_path:
         fingerprints[LORA] = fingerprint_adapter(engine.lora_path)
+    if engine.sliding_tile_strategy:
+        fingerprints[TILE_STRATEGY] = _fingerprint_strategy(engine.sliding_tile_strategy, sampling.num_inference_steps)
     keys = phase_keys(description, fingerprints, engine, sampling, config.video)
     identity = {
         "keys": {str(phase): key for phase, key in keys.items()},
@@ -78,18 +80,32 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
     )
 
 
-def _with_whole_lora_path(engine: FastVideoArgs) -> FastVideoArgs:
+def _with_whole_paths(engine: FastVideoArgs) -> FastVideoArgs:
     """A job may run in another directory than this."""
-    if not engine.lora_path:
-        return engine
-    fs, path = url_to_fs(engine.lora_path)
-    return replace(engine, lora_path=fs.unstrip_protocol(path))
+    whole = {}
+    for name in ("lora_path", "sliding_tile_strategy"):
+        if uri := getattr(engine, name):
+            fs, path = url_to_fs(uri)
+            whole[name] = fs.unstrip_protocol(path)
+    return replace(engine, **whole)
+
+
+def _fingerprint_strategy(uri: str, num_steps: int) -> str:
+    from fastvideo.v1.attention.strategy import load_strategy
+
+    strategy = load_strategy(uri)
+    strategy.check_steps(num_steps)
+    return digest(sorted([*place, *windows] for place, windows in strategy.windows.items()), NAME_LENGTH)
 
 
 def _check_backend(engine: FastVideoArgs) -> None:
     from fastvideo.v1.attention.selector import requested_backend
 
-    requested_backend(engine.attention_backend)
+    backend = requested_backend(engine.attention_backend)
+    if backend == "SLIDING_TILE_ATTN" and engine.sliding_tile_strategy is None:
+        raise ValueError(
+            "attention_backend SLIDING_TILE_ATTN needs engine.sliding_tile_strategy, a JSON file of windows"
+        )
 
 
 def _version(package: str) -> str:

@@ -53,6 +53,10 @@ class Model(nn.Module):
         self.config = config
         self.dtype = torch.get_default_dtype()  # of what the model computes on; some parameters stay in float32
 
+    def token_grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
+        """Tokens along t, h and w of latents ``[b, c, t, h, w]``, for a transformer of video."""
+        raise NotImplementedError(f"{type(self).__name__} has no canvas of tokens, so no sliding tiles")
+
     def quantize(self) -> None:
         """Makes the matrix products of the blocks 8-bit (:mod:`fastvideo.v1.layers.quantization`), an approximation."""
         if not self.quantized_modules:

@@ -312,7 +312,7 @@ class HunyuanVideoTransformer3DModel(Model):
         assert encoder_hidden_states_image is None, "this checkpoint is not conditioned on images"
         config = self.config
         text, pooled = encoder_hidden_states
-        grid = self._grid(hidden_states)
+        grid = self.token_grid(hidden_states)
         rotary = rotary_tables(grid, config.rope_axes_dim, config.rope_theta, hidden_states.device)
         condition = self.time_text_embed(timestep, pooled, guidance)
         video = self.x_embedder(hidden_states)
@@ -328,7 +328,7 @@ class HunyuanVideoTransformer3DModel(Model):
         (t, h, _), (pt, ph, pw) = grid, config.patch
         return rearrange(out, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, pt=pt, ph=ph, pw=pw)
 
-    def _grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
+    def token_grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
         """Tokens along t, h and w."""
         (t, h, w), (pt, ph, pw) = latents.shape[2:], self.config.patch
         return t // pt, h // ph, w // pw

@@ -273,7 +273,7 @@ class WanTransformer3DModel(Model):
         has_image = encoder_hidden_states_image is not None
         assert has_image == (self.config.image_dim is not None), "image embeddings are for models with image_dim"
         assert guidance is None, "this model has no embedded guidance"
-        grid = self._grid(hidden_states)
+        grid = self.token_grid(hidden_states)
         rotary = rotary_tables(grid, self.config.rotary_axes_dim, 10_000.0, hidden_states.device)
         time, modulation, text, image = self.condition_embedder(
             timestep.flatten(), encoder_hidden_states, encoder_hidden_states_image
@@ -286,7 +286,7 @@ class WanTransformer3DModel(Model):
         x = self.proj_out(modulated_norm(x, shift, scale, self.config.eps))
         return unpatchify(x.view(len(text), -1, x.shape[-1]), grid, self.config.patch_size)
 
-    def _grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
+    def token_grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
         """Tokens along t, h and w."""
         (t, h, w), (pt, ph, pw) = latents.shape[2:], self.config.patch_size
         return t // pt, h // ph, w // pw

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastvideo.v1.attention.strategy import TileStrategy, load_strategy
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import get_forward_context
 from fastvideo.v1.models.swap import ModelSwap
@@ -54,6 +55,7 @@ class DenoisingStage(PipelineStage):
         self.boundary = boundary
         self.holds_first_frames = holds_first_frames
         self._swap: ModelSwap | None = None
+        self._strategy: TileStrategy | None = None
 
     def verify_input(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
         assert batch.timesteps is not None and batch.latents is not None, "timesteps and latents are prepared first"
@@ -75,6 +77,9 @@ class DenoisingStage(PipelineStage):
         context = get_forward_context()
         dtype = self.transformer.dtype
         branches, experts = self._branches(batch), self._experts(batch)
+        if fastvideo_args.sliding_tile_strategy is not None:
+            context.tile_strategy = self._tile_strategy(fastvideo_args.sliding_tile_strategy, len(batch.timesteps))
+            context.token_grid = self.transformer.token_grid(batch.latents)
         if batch.image_latents is not None:
             batch.image_latents = batch.image_latents.to(batch.latents.device)
         if self._swap is None and fastvideo_args.expert_offload and self.transformer_2 is not None:
@@ -110,6 +115,13 @@ class DenoisingStage(PipelineStage):
         scale = sampling.guidance_scale if sampling.guidance_scale_2 is None else sampling.guidance_scale_2
         second = Expert(self.transformer_2, scale)
         return [first if timestep >= self.boundary else second for timestep in batch.timesteps.tolist()]
+
+    def _tile_strategy(self, uri: str, num_steps: int) -> TileStrategy:
+        """The strategy of sliding tile attention, read once; it must be for as many steps as the request has."""
+        if self._strategy is None:
+            self._strategy = load_strategy(uri)
+        self._strategy.check_steps(num_steps)
+        return self._strategy
 
     def _seen(self, batch: ForwardBatch, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the transformer sees, float32 ``[b, c, t, h, w]``, and when: ``[b]``, or ``[b, t]`` for each frame."""

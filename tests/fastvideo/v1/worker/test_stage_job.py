@@ -122,16 +122,16 @@ def test_a_sample_whose_latents_are_nan_fails_alone_after_its_tries(tmp_path, mo
     config = make_config(tmp_path)
     run_phase(config, Phase.ENCODE)
     calls = []
-    predict = DenoisingStage._predict
+    seen = DenoisingStage._seen
 
-    def poisoned(self, batch, latents, timestep, branches):
-        out = predict(self, batch, latents, timestep, branches)
+    def poisoned(self, batch, timestep):
+        latents, timestep = seen(self, batch, timestep)
         if batch.prompt[0] == PROMPTS[1]:
             calls.append(batch.step_index)
-            out = out * float("nan")
-        return out
+            latents = latents * float("nan")
+        return latents, timestep
 
-    monkeypatch.setattr(DenoisingStage, "_predict", poisoned)
+    monkeypatch.setattr(DenoisingStage, "_seen", poisoned)
     run = run_phase(config, Phase.DENOISE, tries=2)
     (failure,) = read_failures(run, Phase.DENOISE)
     assert "FloatingPointError: denoising gave NaN" in failure["error"] and failure["attempts"] == 2
@@ -145,16 +145,16 @@ def test_a_state_that_led_to_nan_is_not_gone_on_from(tmp_path, monkeypatch, pass
     config = make_config(tmp_path)
     run_phase(config, Phase.ENCODE)
     steps = []
-    predict = DenoisingStage._predict
+    seen = DenoisingStage._seen
 
-    def poisoned(self, batch, latents, timestep, branches):
-        out = predict(self, batch, latents, timestep, branches)
+    def poisoned(self, batch, timestep):
+        latents, timestep = seen(self, batch, timestep)
         if batch.prompt[0] == PROMPTS[1]:
             steps.append(batch.step_index)
-            out = out * float("nan") if len(steps) <= 3 or not passes else out
-        return out
+            latents = latents * float("nan") if len(steps) <= 3 or not passes else latents
+        return latents, timestep
 
-    monkeypatch.setattr(DenoisingStage, "_predict", poisoned)
+    monkeypatch.setattr(DenoisingStage, "_seen", poisoned)
     run = run_phase(config, Phase.DENOISE, tries=2, checkpoint_every=1)
     assert steps == [0, 1, 2, 0, 1, 2]
     assert scan(run)[Phase.DENOISE].failed == (0 if passes else 1)

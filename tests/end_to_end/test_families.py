@@ -1,0 +1,45 @@
+"""Every model family through a run that is killed in the middle and run again."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.commands import FastVideo
+from tests.end_to_end.outputs import count, made_more_than_once, objects, wait_until
+
+NUM_VIDEOS = 4
+REQUEST = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 8}
+
+
+@pytest.fixture
+def tiny_experts(tiny_wan: str, tmp_path: Path) -> str:
+    """Wan2.2's layout: a second expert below a boundary."""
+    folder = tmp_path / "experts"
+    shutil.copytree(tiny_wan, folder)
+    shutil.copytree(folder / "transformer", folder / "transformer_2")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"transformer_2": index["transformer"], "boundary_ratio": 0.875}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return str(folder)
+
+
+@pytest.mark.parametrize("model", ["tiny_hunyuan", "tiny_experts"])
+def test_a_killed_run_of_a_family_goes_on(model: str, request, fastvideo: FastVideo, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    sampling = [word for name, value in REQUEST.items() for word in (f"--sampling.{name}", value)]
+    folder = request.getfixturevalue(model)
+    arguments = ["dataset", "run", "--model", folder, "--prompts", "vbench", "--limit", NUM_VIDEOS, *sampling]
+    command = fastvideo.start(*arguments, "--output", output)
+    wait_until(lambda: count(output, "denoise") >= 1, poll=0.001)
+    command.process.send_signal(signal.SIGKILL)
+    command.finish()
+    kept = objects(output)
+    assert count(output, "decode") == 0, "killed too late to show anything"
+    fastvideo(*arguments, "--output", output)
+    now = objects(output)
+    assert kept.items() <= now.items()
+    assert count(output, "decode") == NUM_VIDEOS
+    assert made_more_than_once(output) == []
