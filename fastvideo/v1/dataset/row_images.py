@@ -65,10 +65,12 @@ class RowImages:
         return self._keep(data)
 
     def _keep(self, data: bytes) -> str:
-        check_image(data)
         sha256 = hashlib.sha256(data).hexdigest()
         path = image_path(sha256)
-        if self._write and not self._run.objects.exists(path):
+        if self._run.objects.exists(path):  # then it was found good before
+            return sha256
+        check_image(data)
+        if self._write:
             self._run.objects.create(path, data)
         return sha256
 

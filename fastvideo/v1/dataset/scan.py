@@ -84,8 +84,8 @@ def scan(run: Run, index: pa.Table | None = None) -> Scan:
 
 def _inputs(index: pa.Table) -> pa.Array:
     """Each text and each image once."""
-    distinct = [index[name].unique().drop_null() for name in INPUT_COLUMNS]
-    return pc.unique(pa.concat_arrays(distinct))
+    chunks = [chunk for name in INPUT_COLUMNS for chunk in index[name].chunks]  # not copied into one array first
+    return pa.chunked_array(chunks, pa.string()).unique().drop_null()
 
 
 def _blocked(

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fastvideo.v1.dataset import sample_log
+from fastvideo.v1.dataset import row_images, sample_log
 from fastvideo.v1.dataset.layout import image_path
 from fastvideo.v1.dataset.planning import plan_run
 from fastvideo.v1.dataset.prompt_row import PromptRow
@@ -229,6 +229,13 @@ def test_few_images_are_in_memory_at_once(tmp_path, make_image_config) -> None:
     for given, (found, digest) in enumerate(RowImages(run, "required", write=False).look_up(rows()), 1):
         assert digest == hashlib.sha256(found.image).hexdigest() and taken - given <= 32
     assert given == 200
+
+
+def test_an_image_is_decoded_by_the_first_plan_alone(tmp_path, make_image_config, monkeypatch) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    first = plan_run(make_image_config(row("x", "a.png")))
+    monkeypatch.setattr(row_images, "check_image", lambda data: pytest.fail("decoded again"))
+    assert plan_run(make_image_config(row("x", "a.png"))).num_samples == first.num_samples == 1
 
 
 def test_a_store_that_fails_ends_the_plan(tmp_path, make_image_config, monkeypatch: pytest.MonkeyPatch) -> None:
