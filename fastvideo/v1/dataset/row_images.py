@@ -73,10 +73,11 @@ class RowImages:
     def _keep(self, data: bytes) -> str:
         sha256 = hashlib.sha256(data).hexdigest()
         path = image_path(sha256)
-        if not self._run.objects.exists(path):  # one that is there was checked before it was kept
-            check_image(data)
-            if self._write:
-                self._run.objects.create(path, data)
+        if self._run.objects.exists(path):  # then it was found good before
+            return sha256
+        check_image(data)
+        if self._write:
+            self._run.objects.create(path, data)
         return sha256
 
     @cached_property

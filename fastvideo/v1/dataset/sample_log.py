@@ -68,8 +68,8 @@ class SampleLog:
     def _note(self, ids: pa.ChunkedArray) -> None:
         """Enters samples that are in the run; those that nobody asks for stay at 0."""
         for chunk in ids.chunks:
-            for id in chunk:
-                self.requests.setdefault(bytes.fromhex(id.as_py()), 0)
+            for id in chunk.to_pylist():
+                self.requests.setdefault(bytes.fromhex(id), 0)
 
     def _part(self) -> str:
         return part_path(self._run.name, self._next_part)

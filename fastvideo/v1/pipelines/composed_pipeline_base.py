@@ -161,8 +161,8 @@ class ComposedPipelineBase(ABC):
 
     @property
     def image_use(self) -> ImageUse:
-        """Whether this checkpoint makes videos of images; it needs one if a stage reads one, unless a family says."""
-        return "required" if "image" in self.input_fields() else "refused"
+        """Whether this checkpoint makes videos of images; a family whose stages read one says so."""
+        return "refused"
 
     def input_fields(self) -> tuple[str, ...]:
         """The fields of a request on which the encode phase depends."""

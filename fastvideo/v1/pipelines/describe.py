@@ -31,14 +31,14 @@ class PipelineDescription:
 def describe_pipeline(model_path: str) -> PipelineDescription:
     """The description of the checkpoint at ``model_path``.
 
-    Raises ``ValueError`` if no pipeline serves it, and if a stage depends on a text and an image at once.
+    Raises ``ValueError`` if no pipeline serves it, or if what its stages read cannot be planned for.
     """
     from fastvideo.v1.fastvideo_args import FastVideoArgs
     from fastvideo.v1.pipelines.registry import build_pipeline
 
     pipeline = build_pipeline(FastVideoArgs(model_path=model_path), phases=())
     for entry in pipeline.all_stages:
-        _check_reads(entry.name, entry.stage.reads)
+        _check_reads(entry.name, entry.stage.reads, pipeline.image_use)
     return PipelineDescription(
         pipeline_class=type(pipeline).__name__,
         model_root=pipeline.repository.root,
@@ -52,7 +52,11 @@ def describe_pipeline(model_path: str) -> PipelineDescription:
     )
 
 
-def _check_reads(name: str, reads: tuple[str, ...]) -> None:
+def _check_reads(name: str, reads: tuple[str, ...], image_use: ImageUse) -> None:
+    if "image" in reads and image_use == "refused":
+        raise ValueError(
+            f"{name} reads an image, but its pipeline's image_use is 'refused'; say 'required' or 'optional'"
+        )
     if not any(set(reads) <= set(kind) for kind in (TEXT_INPUT, IMAGE_INPUT)):
         raise ValueError(
             f"{name} reads {', '.join(reads)}: a data-set run encodes texts ({', '.join(TEXT_INPUT)}) and images "

@@ -14,7 +14,7 @@ from fastvideo.v1.dataset import fingerprint
 from fastvideo.v1.dataset.config import VideoConfig
 from fastvideo.v1.dataset.fingerprint import fingerprint_component
 from fastvideo.v1.dataset.keys import phase_keys
-from fastvideo.v1.dataset.sample import Sample, derive_seed, input_id, sample_id
+from fastvideo.v1.dataset.sample import Sample, derive_seed, image_input_id, input_id, sample_id
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.describe import describe_pipeline
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
@@ -101,6 +101,22 @@ def test_an_id_is_what_the_sample_is() -> None:
         sample_id("a cat", "", 1, {}),
     ]
     assert len({same, *others}) == 6
+
+
+def test_ids_without_an_image_stay_what_they_were() -> None:
+    """Known values of the first release: objects in stores bear them."""
+    assert sample_id("a cat", "", 1, {}) == "eb62b45f01f635a9e7d3fa8e061a76cb"
+    overrides = {"height": 64, "guidance_scale": 4.5}
+    assert sample_id("a cat", "blur", 2**31, overrides) == "54de2e46f1c0ede5612ce5d77a50fde4"
+    assert input_id({"prompt": "a cat"}) == "6c2ed3bea0cbbaec773071995caf22fb"
+    assert derive_seed("a cat", 0, 1) == 3052750162
+
+
+def test_an_image_and_its_canvas_are_part_of_what_a_sample_and_an_input_are() -> None:
+    samples = [sample_id("a cat", "", 1, {}, image) for image in (None, "aa", "bb")]
+    inputs = [image_input_id(*values) for values in (("aa", 64, 32, 9), ("bb", 64, 32, 9), ("aa", 32, 64, 9))]
+    inputs += [image_input_id("aa", 64, 32, 13), input_id({"prompt": "aa"})]
+    assert len(set(samples)) == 3 and len(set(inputs)) == 5
 
 
 def test_seeds_differ_by_prompt_run_and_repeat_and_fit_a_generator() -> None:

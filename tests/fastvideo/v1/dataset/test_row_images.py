@@ -23,7 +23,6 @@ from fastvideo.v1.dataset.prompt_row import PromptRow
 from fastvideo.v1.dataset.prompts import read_prompts
 from fastvideo.v1.dataset.row_images import RowImages
 from fastvideo.v1.dataset.run import list_runs
-from fastvideo.v1.dataset.sample import sample_id
 from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, part_path, to_parquet
 from fastvideo.v1.dataset.shards import read_shard, write_shards
 from fastvideo.v1.dataset.store import Store
@@ -263,23 +262,6 @@ def test_a_run_planned_before_there_were_images_goes_on(make_config, monkeypatch
     assert [sample.prompt for sample in plan.run.iter_samples()] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("values", [{}, {"height": 32, "guidance_scale": 2.5}])
-def test_an_id_without_an_image_is_what_it_was_before_there_were_images(values) -> None:
-    prompt, seed = f"größer, {random.random()}", random.randrange(2**32)
-    whole = {"prompt": prompt, "negative_prompt": "blur", "seed": seed, "overrides": values}
-    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    assert sample_id(prompt, "blur", seed, values) == hashlib.sha256(text.encode()).hexdigest()[:32]
-    assert sample_id(prompt, "blur", seed, values, image=64 * "a") != sample_id(prompt, "blur", seed, values)
-
-
-def test_an_image_is_decoded_for_its_check_once(tmp_path, make_image_config, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.png").write_bytes(png())
-    config = make_image_config(row("x", "a.png"))
-    plan_run(config)
-    monkeypatch.setattr(row_images, "check_image", lambda data: pytest.fail("it was checked before it was kept"))
-    assert plan_run(config).num_samples == 1
-
-
 @pytest.mark.parametrize(
     ("prompts", "image", "expected"),
     [
@@ -312,6 +294,13 @@ def test_few_images_are_in_memory_at_once(tmp_path, make_image_config) -> None:
     for given, (found, digest) in enumerate(RowImages(run, "required", write=False).look_up(rows()), 1):
         assert digest == hashlib.sha256(found.image).hexdigest() and taken - given <= 32
     assert given == 200
+
+
+def test_an_image_is_decoded_by_the_first_plan_alone(tmp_path, make_image_config, monkeypatch) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    first = plan_run(make_image_config(row("x", "a.png")))
+    monkeypatch.setattr(row_images, "check_image", lambda data: pytest.fail("decoded again"))
+    assert plan_run(make_image_config(row("x", "a.png"))).num_samples == first.num_samples == 1
 
 
 def test_a_store_that_fails_ends_the_plan(tmp_path, make_image_config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,11 @@ from torch import nn
 from fastvideo.data import EMBEDDED_MODEL
 from fastvideo.v1.attention import DistributedAttention, LocalAttention, _Backend
 from fastvideo.v1.fastvideo_args import FastVideoArgs
-from fastvideo.v1.forward_context import get_forward_context, set_forward_context
+from fastvideo.v1.forward_context import ForwardContext, get_forward_context, set_forward_context
 from fastvideo.v1.layers.linear import ColumnParallelLinear, RowParallelLinear
 from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
+from fastvideo.v1.pipelines.describe import describe_pipeline
+from fastvideo.v1.pipelines.inputs import IMAGE_INPUT, TEXT_INPUT
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.stages import CLIPTextEncodingStage, InputValidationStage, PipelineStage
@@ -146,3 +148,44 @@ def test_custom_values_travel_between_phases():
     restored = ForwardBatch(prompt=["b"])
     import_sample(restored, *export_sample(batch, (), 1))
     assert torch.equal(restored.custom["mood"], torch.tensor([[2.0]])) and restored.custom["strength"] == 0.5
+
+
+def test_a_part_of_a_request_runs_the_stages_that_read_no_more():
+    class Text(MyStage):
+        reads = TEXT_INPUT
+
+    class Picture(MyStage):
+        reads = IMAGE_INPUT
+
+    class Pipeline(MyPipeline):
+        _required_config_modules = []
+        image_use = "required"
+
+        def create_pipeline_stages(self, fastvideo_args):
+            self.add_stage("validation", InputValidationStage(image=self.image_use))
+            self.add_stage("text", Text(lambda data: [*data, "text"]), Phase.ENCODE)
+            self.add_stage("picture", Picture(lambda data: [*data, "picture"]))
+
+    def ran(inputs, **request):
+        pipeline.forward(batch := MyBatch(input_data=[], **request), ForwardContext(inputs=inputs))
+        return batch.output_data
+
+    pipeline = Pipeline(ARGS, [Phase.ENCODE])
+    image = torch.zeros(2, 2, 3, dtype=torch.uint8)
+    assert ran(TEXT_INPUT, prompt=["a", "b"]) == ["text"]
+    assert ran(IMAGE_INPUT, image=[image]) == ["picture"]
+    assert ran(None, prompt=["a"], image=[image]) == ["picture"]
+    with pytest.raises(ValueError, match="must be uint8"):
+        ran(IMAGE_INPUT, image=[image.float()])
+
+
+def test_a_stage_that_reads_text_and_image_at_once_is_told_when_planning(image_model, monkeypatch):
+    monkeypatch.setattr("tests.image_pipeline.TintEncodingStage.reads", ("prompt", "image"))
+    with pytest.raises(ValueError, match=r"tint_encoding_stage reads prompt, image: .* make two stages of it"):
+        describe_pipeline(image_model)
+
+
+def test_a_pipeline_that_reads_an_image_must_say_how_it_uses_it(image_model, monkeypatch):
+    monkeypatch.setattr("tests.image_pipeline.TintedPipeline.image_use", "refused")
+    with pytest.raises(ValueError, match=r"tint_encoding_stage reads an image, but .* say 'required' or 'optional'"):
+        describe_pipeline(image_model)
