@@ -118,6 +118,8 @@ def test_a_bucket_without_credentials_is_one_line(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    s3 = fsspec.get_filesystem_class("s3")
+    s3.clear_instance_cache()
     with pytest.raises(BadImage, match="no credentials found"):
         read_image("s3://bucket/x.png")
+    s3.clear_instance_cache()
