@@ -84,7 +84,7 @@ def scan(run: Run, index: pa.Table | None = None) -> Scan:
 
 
 def _inputs(index: pa.Table) -> pa.Array:
-    """Each text and each image once; no text has an image's id, and apart they need half the memory."""
+    """Each text and each image once; no text has an image's id, so the two need no common table."""
     return pa.concat_arrays([_distinct(index, names) for names in (TEXT_COLUMNS, IMAGE_COLUMNS)])
 
 
