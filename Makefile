@@ -37,7 +37,7 @@ demo: $(INSTALLED)
 	$(BIN)/fastvideo dataset run --config infra/demo.yaml --output $(OUTPUT)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
