@@ -105,6 +105,10 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     attention.add_argument("--cases", nargs="+", default=cases)
     vae = _add_kind(kinds, "vae", "the Wan VAE's decode at full size, beside diffusers", _bench_vae)
     _add_canvas(vae, rounds=5, cases=["diffusers+float32", "diffusers+bfloat16", "ours+bfloat16"])
+    memory = _add_kind(kinds, "memory", "memory of each phase at full size, computed without a GPU", _bench_memory)
+    memory.add_argument("--systems", nargs="*", default=[], help="wan21_t2v_14B, …; all that are known by default")
+    for name in ("--height", "--width", "--num-frames"):
+        memory.add_argument(name, type=int, help="in place of the system's own")
     encode = _add_kind(kinds, "encode", "real prompts through the full-size text encoder", _bench_encode)
     encode.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32, 64])
     encode.add_argument("--prompts", type=int, default=944)
@@ -153,6 +157,15 @@ def _bench_vae(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.vae import bench_vae
 
     report(bench_vae(options.height, options.width, options.num_frames, options.cases, options.rounds), options.json)
+    return 0
+
+
+def _bench_memory(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.bench.memory import bench_memory
+    from fastvideo.v1.entrypoints.bench.report import report
+
+    canvas = {name: getattr(options, name) for name in ("height", "width", "num_frames")}
+    report(bench_memory(options.systems, canvas), options.json)
     return 0
 
 
