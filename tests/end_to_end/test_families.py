@@ -5,12 +5,15 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.end_to_end.commands import FastVideo
 from tests.end_to_end.outputs import count, made_more_than_once, objects, wait_until
 
 NUM_VIDEOS = 4
+WITH_IMAGES = ["wan21_i2v", "wan22_i2v", "wan22_ti2v"]
 REQUEST = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 8}
 
 
@@ -26,12 +29,25 @@ def tiny_experts(tiny_wan: str, tmp_path: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("model", ["tiny_hunyuan", "tiny_experts"])
+def prompts_with_images(folder: Path) -> Path:
+    """A prompt for each video; two of them share a picture."""
+    lines = []
+    for number in range(NUM_VIDEOS):
+        picture = folder / f"{max(number, 1)}.png"
+        Image.fromarray(np.random.default_rng().integers(0, 256, (48, 80, 3), dtype=np.uint8)).save(picture)
+        lines.append(json.dumps({"prompt": f"a boat in weather number {number}", "image": str(picture)}))
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("\n".join(lines))
+    return prompts
+
+
+@pytest.mark.parametrize("model", ["tiny_hunyuan", "tiny_experts", *WITH_IMAGES])
 def test_a_killed_run_of_a_family_goes_on(model: str, request, fastvideo: FastVideo, tmp_path: Path) -> None:
     output = tmp_path / "output"
     sampling = [word for name, value in REQUEST.items() for word in (f"--sampling.{name}", value)]
     folder = request.getfixturevalue(model)
-    arguments = ["dataset", "run", "--model", folder, "--prompts", "vbench", "--limit", NUM_VIDEOS, *sampling]
+    prompts = prompts_with_images(tmp_path) if model in WITH_IMAGES else "vbench"
+    arguments = ["dataset", "run", "--model", folder, "--prompts", prompts, "--limit", NUM_VIDEOS, *sampling]
     command = fastvideo.start(*arguments, "--output", output)
     wait_until(lambda: count(output, "denoise") >= 1, poll=0.001)
     command.process.send_signal(signal.SIGKILL)

@@ -6,7 +6,6 @@ import diffusers
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from fastvideo import VideoGenerator
 from fastvideo.data import EMBEDDED_MODEL
@@ -27,38 +26,6 @@ from fastvideo.v1.worker.stage_job import run_stage_job
 
 PROMPT, NEGATIVE = "a red circle and a white star", "gray"
 CANVAS = {"height": 32, "width": 64, "num_frames": 9, "num_inference_steps": 4, "guidance_scale": 3.0}
-
-
-@pytest.fixture(scope="module")
-def wan21_i2v(variant_of_wan, tiny_transformer) -> str:
-    clip = CLIPVisionConfig(
-        hidden_size=28, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
-    )
-    components = {
-        "transformer": tiny_transformer(in_channels=36, image_dim=28, added_kv_proj_dim=40),
-        "image_encoder": CLIPVisionModel(clip),
-        "image_processor": CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
-    }
-    return variant_of_wan(components, _class_name="WanImageToVideoPipeline")
-
-
-@pytest.fixture(scope="module")
-def wan22_i2v(variant_of_wan, tiny_transformer) -> str:
-    components = {name: tiny_transformer(in_channels=36) for name in ("transformer", "transformer_2")}
-    nothing = [None, None]
-    return variant_of_wan(
-        components,
-        _class_name="WanImageToVideoPipeline",
-        boundary_ratio=0.9,
-        image_encoder=nothing,
-        image_processor=nothing,
-    )
-
-
-@pytest.fixture(scope="module")
-def wan22_ti2v(variant_of_wan, tiny_transformer, wan_22_vae) -> str:
-    components = {"transformer": tiny_transformer(in_channels=48, out_channels=48), "vae": wan_22_vae()}
-    return variant_of_wan(components, expand_timesteps=True)
 
 
 @pytest.fixture
