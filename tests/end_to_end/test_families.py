@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastvideo.data import EMBEDDED_MODEL
 from tests.end_to_end.commands import FastVideo
 from tests.end_to_end.outputs import count, made_more_than_once, objects, wait_until
 
@@ -29,6 +30,11 @@ def tiny_experts(tiny_wan: str, tmp_path: Path) -> str:
     return str(folder)
 
 
+def request_of(model: str) -> dict[str, int]:
+    """Few-step checkpoints keep their own number of steps."""
+    return {**REQUEST, "num_inference_steps": 3} if model == "distilled" else REQUEST
+
+
 def prompts_with_images(folder: Path) -> Path:
     """A prompt for each video; two of them share a picture."""
     lines = []
@@ -41,10 +47,21 @@ def prompts_with_images(folder: Path) -> Path:
     return prompts
 
 
-@pytest.mark.parametrize("model", ["tiny_hunyuan", "tiny_experts", *WITH_IMAGES])
+@pytest.fixture
+def distilled(tmp_path: Path) -> str:
+    """The embedded weights under the pipeline of few-step checkpoints, with its own sampler and defaults."""
+    folder = tmp_path / "distilled"
+    shutil.copytree(EMBEDDED_MODEL, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanDMDPipeline"}))
+    (folder / "sampling_defaults.json").unlink()
+    return str(folder)
+
+
+@pytest.mark.parametrize("model", ["tiny_hunyuan", "tiny_experts", "distilled", *WITH_IMAGES])
 def test_a_killed_run_of_a_family_goes_on(model: str, request, fastvideo: FastVideo, tmp_path: Path) -> None:
     output = tmp_path / "output"
-    sampling = [word for name, value in REQUEST.items() for word in (f"--sampling.{name}", value)]
+    sampling = [word for name, value in request_of(model).items() for word in (f"--sampling.{name}", value)]
     folder = request.getfixturevalue(model)
     prompts = prompts_with_images(tmp_path) if model in WITH_IMAGES else "vbench"
     arguments = ["dataset", "run", "--model", folder, "--prompts", prompts, "--limit", NUM_VIDEOS, *sampling]
