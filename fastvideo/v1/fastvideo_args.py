@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastvideo.data import EMBEDDED_MODEL
+from fastvideo.v1.distributed.layout import ParallelLayout
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -56,7 +57,14 @@ class FastVideoArgs:
         "Keep only the Wan2.2 expert at work on the GPU, the other in host memory: half the memory, slower switches",
     )
 
+    num_gpus: int = setting(1, "GPUs; those that the sizes below leave over take other samples", ge=1)
+    tp_size: int = setting(1, "GPUs that share each matrix of a model", ge=1)
+    sp_size: int = setting(1, "GPUs that share the tokens of a sample", ge=1)
+    ring_size: int = setting(1, "The part of `sp_size` that goes by ring attention, the rest by heads", ge=1)
+    cfg_size: int = setting(1, "GPUs that share the two branches of guidance: 1 or 2", ge=1, le=2)
+
     def __post_init__(self) -> None:
+        self.layout  # noqa: B018  raises where the sizes do not fit
         backend = attention_backend_name(self.attention_backend)
         if self.sliding_tile_strategy is not None and backend != "SLIDING_TILE_ATTN":
             raise ValueError(
@@ -68,6 +76,17 @@ class FastVideoArgs:
                 f"expert_offload=True and quantization={self.quantization!r} exclude each other; in 8 bits two experts "
                 "take no more memory than one in 16: leave expert_offload out"
             )
+
+    @property
+    def layout(self) -> ParallelLayout:
+        """How the processes are laid out; raises ``ValueError`` where the sizes do not fit ``num_gpus``."""
+        return ParallelLayout.of_gpus(
+            self.num_gpus,
+            cfg_size=self.cfg_size,
+            sp_size=self.sp_size,
+            ring_size=self.ring_size,
+            tp_size=self.tp_size,
+        )
 
 
 def attention_backend_name(choice: str | None = None) -> str | None:

@@ -1,31 +1,46 @@
-"""The groups that a process belongs to: data x cfg x sequence x tensor.
+"""The groups that a process belongs to: data x cfg x ring x ulysses x tensor.
 
 Models ask for a group and call its collectives; at size 1 every collective is the identity, so that a model reads as
-single-GPU code. Groups larger than 1 are built here and nowhere else.
+single-GPU code. Groups larger than 1 are built here and nowhere else. A layer keeps the group that it was built with:
+build models after :func:`init_world`.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field, fields
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
+
+from fastvideo.v1.distributed import communication
+from fastvideo.v1.distributed.layout import ParallelLayout
+
+AXES = ("data", "cfg", "ring", "ulysses", "tensor")
+_MERGED_AXES = {"sequence": ("ring", "ulysses"), "model": ("cfg", "ring", "ulysses", "tensor")}
 
 
 @dataclass(frozen=True)
 class ParallelGroup:
-    """One axis of the world as this process sees it."""
+    """One axis of the world as this process sees it; without ``process_group`` it can shard, not communicate."""
 
     name: str
     rank: int = 0
     size: int = 1
+    process_group: dist.ProcessGroup | None = field(default=None, repr=False)
+
+    @property
+    def transport(self) -> dist.ProcessGroup:
+        assert self.process_group is not None, f"{self.name} group of size {self.size} has no transport"
+        return self.process_group
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over the group; any shape, returned in place."""
-        assert self.size == 1, f"{self.name} group of size {self.size} has no transport"
-        return tensor
+        """:func:`~fastvideo.v1.distributed.communication.all_reduce` in this group."""
+        return communication.all_reduce(tensor, self)
 
     def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """Concatenation over the group along ``dim``."""
-        assert self.size == 1, f"{self.name} group of size {self.size} has no transport"
-        return tensor
+        """:func:`~fastvideo.v1.distributed.communication.all_gather` in this group."""
+        return communication.all_gather(tensor, dim, self)
 
     def shard_size(self, total: int, what: str) -> int:
         """A rank's part of ``total``; raises ``ValueError`` when the group does not divide it."""
@@ -39,15 +54,105 @@ class ParallelGroup:
         return tensor.narrow(dim, self.rank * size, size)
 
 
-_TENSOR = ParallelGroup("tensor")
-_SEQUENCE = ParallelGroup("sequence")
+@dataclass
+class _World:
+    """The module's state: a layout, and the groups that are larger than 1."""
+
+    layout: ParallelLayout = field(default_factory=ParallelLayout)
+    groups: dict[str, ParallelGroup] = field(default_factory=dict)
 
 
-def get_tp_group() -> ParallelGroup:
-    """The tensor-parallel group of this process."""
-    return _TENSOR
+_world = _World()
+
+
+def init_world(layout: ParallelLayout, device_type: str, timeout: timedelta = timedelta(minutes=10)) -> None:
+    """Builds the groups of ``layout`` over all processes of ``torch.distributed``; without effect for one process.
+
+    ``device_type`` is that of the tensors to be sent, ``cpu`` or ``cuda``. A collective that waits longer than
+    ``timeout`` fails; a group of all processes is that of ``torch.distributed`` itself and keeps its own. Raises
+    ``ValueError`` when the number of processes is not that of ``layout``, ``RuntimeError`` when there is a world.
+    """
+    if _world.layout.size > 1:
+        raise RuntimeError(f"the world has been built as {_world.layout}; call close_world() before {layout}")
+    if dist.is_initialized():
+        layout.check_num_processes(dist.get_world_size())
+    elif layout.size > 1:
+        raise RuntimeError(f"layout {layout} needs torch.distributed; call init_process_group() first")
+    if layout.size > 1:
+        _world.groups = _build_groups(layout, device_type)
+        _world.layout = layout
+        for process_group in _own_process_groups():
+            _set_pg_timeout(timeout, process_group)
+
+
+def close_world() -> None:
+    """Ends the groups, and leaves ``torch.distributed`` as it was before :func:`init_world`."""
+    for process_group in _own_process_groups():
+        dist.destroy_process_group(process_group)
+    _world.layout, _world.groups = ParallelLayout(), {}
+
+
+def get_layout() -> ParallelLayout:
+    """The layout of the world, all ones before :func:`init_world`."""
+    return _world.layout
+
+
+def get_data_group() -> ParallelGroup:
+    """The processes that do as this one does for other samples."""
+    return _get_group("data")
+
+
+def get_cfg_group() -> ParallelGroup:
+    """The processes that compute the two branches of guidance, the conditional one first."""
+    return _get_group("cfg")
+
+
+def get_ring_group() -> ParallelGroup:
+    """The processes among which keys and values go round."""
+    return _get_group("ring")
+
+
+def get_ulysses_group() -> ParallelGroup:
+    """The processes that exchange tokens for heads."""
+    return _get_group("ulysses")
 
 
 def get_sp_group() -> ParallelGroup:
-    """The sequence-parallel group of this process."""
-    return _SEQUENCE
+    """The processes that share a sequence: ring x ulysses, parts of the sequence in the order of ranks."""
+    return _get_group("sequence")
+
+
+def get_tp_group() -> ParallelGroup:
+    """The processes that share each matrix."""
+    return _get_group("tensor")
+
+
+def get_model_group() -> ParallelGroup:
+    """All processes that work on this one's sample."""
+    return _get_group("model")
+
+
+def _get_group(name: str) -> ParallelGroup:
+    return _world.groups.get(name) or ParallelGroup(name)
+
+
+def _build_groups(layout: ParallelLayout, device_type: str) -> dict[str, ParallelGroup]:
+    """Axes of size 1 are left out of the mesh: each would cost a process group a rank, made by all ranks in turn."""
+    sizes = {f.name: size for f, size in zip(fields(layout), astuple(layout), strict=True)}
+    axes = tuple(axis for axis in AXES if sizes[axis] > 1)
+    mesh = init_device_mesh(device_type, tuple(sizes[axis] for axis in axes), mesh_dim_names=axes)
+    groups = {axis: _group_of(axis, mesh[axis]) for axis in axes}
+    for name, parts in _MERGED_AXES.items():
+        present = tuple(axis for axis in parts if axis in axes)
+        if present:
+            groups[name] = _group_of(name, mesh[present] if len(present) == 1 else mesh[present]._flatten(name))
+    return groups
+
+
+def _group_of(name: str, mesh: DeviceMesh) -> ParallelGroup:
+    return ParallelGroup(name, mesh.get_local_rank(), mesh.size(), mesh.get_group())
+
+
+def _own_process_groups() -> set[dist.ProcessGroup]:
+    """Those that :func:`init_world` made; two names may share one."""
+    return {group.transport for group in _world.groups.values()} - {dist.group.WORLD}

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from fastvideo.v1.distributed.layout import ParallelLayout
+from fastvideo.v1.distributed.parallel_state import get_layout
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.models.loader.repository import INDEX, ModelRepository
 from fastvideo.v1.models.registry import import_class
@@ -23,7 +25,11 @@ def register_pipeline(class_name: str, location: str) -> None:
 
 
 def build_pipeline(fastvideo_args: FastVideoArgs, phases: Sequence[Phase] = ALL_PHASES) -> ComposedPipelineBase:
-    """The pipeline of the checkpoint in ``fastvideo_args``, loaded for ``phases``."""
+    """The pipeline of the checkpoint in ``fastvideo_args``, loaded for ``phases``.
+
+    Raises ``ValueError`` for a layout that is not the world's, or that the models of ``phases`` cannot work in.
+    """
+    _check_layout(fastvideo_args.layout, phases)
     load_plugins()
     repository = ModelRepository(fastvideo_args.model_path)
     class_name = repository.read_json(INDEX).get("_class_name")
@@ -33,3 +39,16 @@ def build_pipeline(fastvideo_args: FastVideoArgs, phases: Sequence[Phase] = ALL_
             f"{', '.join(sorted(_PIPELINES))} (register_pipeline adds one)"
         )
     return import_class(_PIPELINES[class_name])(fastvideo_args, phases)
+
+
+def _check_layout(layout: ParallelLayout, phases: Sequence[Phase]) -> None:
+    if layout != get_layout():
+        raise ValueError(
+            f"layout {layout} is asked for in a world of {get_layout()}; call init_world with it in each of "
+            f"{layout.size} processes before, or leave num_gpus and its sizes out"
+        )
+    if layout.tensor > 1 or (Phase.DENOISE in phases and layout.model_size > 1):
+        raise ValueError(
+            f"layout {layout}: models work on a sample alone, cfg, ring, ulysses and tensor must be 1; "
+            f"nearest: {ParallelLayout(data=layout.size)}"
+        )

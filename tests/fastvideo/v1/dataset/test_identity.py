@@ -68,6 +68,7 @@ ALL, FROM_DENOISE, DECODE, NONE = list(ALL_PHASES), [Phase.DENOISE, Phase.DECODE
         ({"fps": 24}, DECODE),
         ({"engine": FastVideoArgs(attention_backend="TORCH_SDPA", device="cpu", model_path="/x")}, NONE),
         ({"engine": FastVideoArgs(expert_offload=True)}, NONE),
+        ({"engine": FastVideoArgs(num_gpus=16, tp_size=2, sp_size=4, ring_size=2, cfg_size=2)}, NONE),
         ({"seed": 9, "negative_prompt": "blurry"}, NONE),
     ],
 )

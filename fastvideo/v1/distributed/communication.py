@@ -1,0 +1,74 @@
+"""All collectives: each is the identity in a group of one, and differentiable nowhere.
+
+Every rank of the group must call them in the same order with equal shapes and data types. A rank that does not come
+makes the others raise ``RuntimeError`` when the group's timeout is over (on a GPU, the process is ended).
+"""
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from fastvideo.v1.distributed.parallel_state import ParallelGroup
+
+T = TypeVar("T")
+
+
+def all_reduce(tensor: torch.Tensor, group: "ParallelGroup") -> torch.Tensor:
+    """The sum over the group: ``[...]`` to ``[...]``, in place where ``tensor`` is contiguous."""
+    if group.size == 1:
+        return tensor
+    total = tensor.contiguous()
+    dist.all_reduce(total, group=group.transport)
+    return total
+
+
+def all_gather(tensor: torch.Tensor, dim: int, group: "ParallelGroup") -> torch.Tensor:
+    """All ranks' parts in the order of ranks: ``[..., s / size, ...]`` to ``[..., s, ...]``, where ``s`` is ``dim``."""
+    if group.size == 1:
+        return tensor
+    mine = tensor.contiguous()
+    parts = [torch.empty_like(mine) for _ in range(group.size)]
+    dist.all_gather(parts, mine, group=group.transport)
+    return torch.cat(parts, dim=dim)
+
+
+def all_to_all(tensor: torch.Tensor, scatter_dim: int, gather_dim: int, group: "ParallelGroup") -> torch.Tensor:
+    """A part of ``scatter_dim`` (n) for all of ``gather_dim`` (s): ``[n, s / size]`` to ``[n / size, s]``.
+
+    Other dims may stand anywhere. Rank ``r`` gets the ``r``-th part of ``n``; the parts of ``s`` are in the order of
+    ranks. With the two dims exchanged it is its own inverse. Raises ``ValueError`` when the group does not divide
+    ``n``.
+    """
+    if group.size == 1:
+        return tensor
+    group.shard_size(tensor.shape[scatter_dim], f"dimension {scatter_dim}")
+    sent = torch.stack(tensor.chunk(group.size, dim=scatter_dim))
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=group.transport)
+    return torch.cat(received.unbind(), dim=gather_dim)
+
+
+def broadcast(tensor: torch.Tensor, group: "ParallelGroup", source: int = 0) -> torch.Tensor:
+    """``[...]`` of the group's rank ``source`` to all ranks' ``[...]``, in place where ``tensor`` is contiguous."""
+    if group.size == 1:
+        return tensor
+    copy = tensor.contiguous()
+    dist.broadcast(copy, group=group.transport, group_src=source)
+    return copy
+
+
+def broadcast_object(value: T, group: "ParallelGroup", source: int = 0) -> T:
+    """The value of the group's rank ``source``, pickled; for control, not for tensors."""
+    if group.size == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, group=group.transport, group_src=source)
+    return values[0]
+
+
+def barrier(group: "ParallelGroup") -> None:
+    """Returns when every rank of the group has called it."""
+    if group.size > 1:
+        dist.barrier(group=group.transport)
