@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from fastvideo.v1.attention.backends.abstract import AttentionBackend, _Backend
+from fastvideo.v1.attention.ring import ring_attention
 from fastvideo.v1.attention.selector import requested_backend, select_backend
-from fastvideo.v1.distributed import get_sp_group
+from fastvideo.v1.distributed.communication import all_gather, all_to_all
+from fastvideo.v1.distributed.parallel_state import get_ring_group, get_ulysses_group
+from fastvideo.v1.distributed.sequence import TokenShards
 
 
 class LocalAttention(nn.Module):
@@ -45,7 +48,10 @@ class LocalAttention(nn.Module):
         backend = select_backend(
             self.head_size, dtype, device, self.supported_attention_backends, requested, self.takes_approximate
         )
-        self.backend = backend(self.num_heads, self.head_size, self.softmax_scale, self.causal, self.layer_index)
+        self.backend = backend(self._heads_at_work(), self.head_size, self.softmax_scale, self.causal, self.layer_index)
+
+    def _heads_at_work(self) -> int:
+        return self.num_heads
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """``[b, s, n, d]``, ``[b, s_k, n_k, d]``, ``[b, s_k, n_k, d]`` to ``[b, s, n, d]``."""
@@ -58,7 +64,10 @@ class LocalAttention(nn.Module):
 class DistributedAttention(LocalAttention):
     """Attention among the tokens of the whole sequence, of which each rank of the sequence group holds a part.
 
-    With one rank it is :class:`LocalAttention`. An approximate backend of a plugin, asked for, serves these layers.
+    Ranks of the ulysses group exchange tokens for heads (DeepSpeed-Ulysses, arXiv 2309.14509), the keys of all tokens
+    go round the ring group, and both together are USP (arXiv 2405.07719). With one rank it is :class:`LocalAttention`.
+    An approximate backend of a plugin, asked for, serves these layers. Raises ``ValueError`` for heads that the ulysses
+    group does not divide, and for a causal layer in a ring.
     """
 
     takes_approximate = True
@@ -72,12 +81,73 @@ class DistributedAttention(LocalAttention):
         supported_attention_backends: Sequence[str] = tuple(_Backend),
     ) -> None:
         super().__init__(num_heads, head_size, causal, softmax_scale, supported_attention_backends)
+        self._ulysses, self._ring = get_ulysses_group(), get_ring_group()
+        self._ulysses.shard_size(num_heads, "num_heads")
+        if causal and self._ring.size > 1:
+            raise ValueError(f"causal attention cannot go by a ring of {self._ring.size}; set ring_size to 1")
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """``[b, s / sp, n, d]`` each, to ``[b, s / sp, n, d]``."""
-        group = get_sp_group()
-        assert group.size == 1, f"sequence group of size {group.size} has no transport"
-        return super().forward(query, key, value)
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenShards | None = None
+    ) -> torch.Tensor:
+        """``[b, s / sp, n, d]`` each, to ``[b, s / sp, n, d]``.
+
+        ``tokens`` says how the sequence lies on the ranks where their parts are filled up, or have tokens after them
+        that all ranks hold; without it every rank's are tokens of its own.
+        """
+        num_ranks = self._ulysses.size * self._ring.size
+        if num_ranks == 1:
+            return super().forward(query, key, value)
+        tokens = tokens or TokenShards(num_ranks * query.shape[1])
+        part_size = query.shape[1] - tokens.num_replicated
+        parts, replicated = zip(*(self._with_fewer_heads(x, part_size) for x in (query, key, value)), strict=True)
+        attend = self._attend if self._ring.size == 1 else self._attend_by_ring
+        out, replicated_out = attend(parts, replicated, tokens)
+        out = all_to_all(out, scatter_dim=1, gather_dim=2, group=self._ulysses)
+        return torch.cat((out, all_gather(replicated_out, dim=2, group=self._ulysses)), dim=1)
+
+    def _heads_at_work(self) -> int:
+        return self.num_heads // self._ulysses.size
+
+    def _with_fewer_heads(self, x: torch.Tensor, part_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's heads ``n / u``: of the tokens of all ranks of the ulysses group, and of replicated ones."""
+        part, replicated = x.split([part_size, x.shape[1] - part_size], dim=1)
+        part = all_to_all(part, scatter_dim=2, gather_dim=1, group=self._ulysses)
+        return part, self._ulysses.shard(replicated, dim=2)
+
+    def _attend(
+        self, parts: Sequence[torch.Tensor], replicated: Sequence[torch.Tensor], tokens: TokenShards
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention among the whole sequence in its own order, so that any backend can serve."""
+        places = tokens.places(0, self._ulysses.size, parts[0].device)
+        query, key, value = (
+            torch.cat((part[:, places], rest), dim=1) for part, rest in zip(parts, replicated, strict=True)
+        )
+        found = super().forward(query, key, value)
+        found, replicated_out = found.split([found.shape[1] - tokens.num_replicated, tokens.num_replicated], dim=1)
+        out = torch.zeros_like(parts[0])
+        out[:, places] = found
+        return out, replicated_out
+
+    def _attend_by_ring(
+        self, parts: Sequence[torch.Tensor], replicated: Sequence[torch.Tensor], tokens: TokenShards
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        part_query, part_key, part_value = parts
+        rest_query, rest_key, rest_value = replicated
+        query = torch.cat((part_query, rest_query), dim=1)
+        if self.backend is None:
+            self.select(query.device, query.dtype, requested_backend())
+        assert self.backend is not None
+        ulysses = self._ulysses.size
+        out = ring_attention(
+            self.backend,
+            query,
+            part_key,
+            part_value,
+            (rest_key, rest_value),
+            lambda rank: tokens.places(rank * ulysses, ulysses, query.device),
+            self._ring,
+        )
+        return out.split([part_query.shape[1], rest_query.shape[1]], dim=1)
 
 
 def select_attention_backends(model: nn.Module, device: torch.device, dtype: torch.dtype, choice: str | None) -> None:

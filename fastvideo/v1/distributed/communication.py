@@ -50,6 +50,23 @@ def all_to_all(tensor: torch.Tensor, scatter_dim: int, gather_dim: int, group: "
     return torch.cat(received.unbind(), dim=gather_dim)
 
 
+def start_shift(tensor: torch.Tensor, group: "ParallelGroup") -> tuple[torch.Tensor, list[dist.Work]]:
+    """Sends ``[...]`` to the next rank of the ring, and returns where that of the rank before will be: ``[...]``.
+
+    It is there, and ``tensor`` may be written to, once every one of the transfers is waited for.
+    """
+    if group.size == 1:
+        return tensor, []
+    tensor = tensor.contiguous()
+    received = torch.empty_like(tensor)
+    transport, following, before = group.transport, (group.rank + 1) % group.size, (group.rank - 1) % group.size
+    transfers = [
+        dist.P2POp(dist.isend, tensor, group=transport, group_peer=following),
+        dist.P2POp(dist.irecv, received, group=transport, group_peer=before),
+    ]
+    return received, dist.batch_isend_irecv(transfers)
+
+
 def broadcast(tensor: torch.Tensor, group: "ParallelGroup", source: int = 0) -> torch.Tensor:
     """``[...]`` of the group's rank ``source`` to all ranks' ``[...]``, in place where ``tensor`` is contiguous."""
     if group.size == 1:

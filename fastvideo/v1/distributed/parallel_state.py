@@ -45,7 +45,12 @@ class ParallelGroup:
     def shard_size(self, total: int, what: str) -> int:
         """A rank's part of ``total``; raises ``ValueError`` when the group does not divide it."""
         if total % self.size:
-            raise ValueError(f"{what}={total} must be divisible by the {self.name} size {self.size}")
+            sizes = [size for size in range(1, total + 1) if total % size == 0]
+            nearest = min(sizes, key=lambda size: abs(size - self.size), default=1)
+            raise ValueError(
+                f"{what}={total} must be divisible by the {self.name} size {self.size} of layout {get_layout()}; "
+                f"nearest: {self.name} size {nearest}"
+            )
         return total // self.size
 
     def shard(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:

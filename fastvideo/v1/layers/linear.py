@@ -89,18 +89,27 @@ class MergedColumnParallelLinear(LinearBase):
     """Several column-parallel layers over one input as one matrix product.
 
     ``output_sizes`` are the parts' full sizes; a rank's output holds its slice of every part, in order:
-    ``[..., i] -> [..., sum(output_sizes) / tp]``.
+    ``[..., i] -> [..., sum(output_sizes) / tp]``. A part of fewer units than there are ranks, say grouped key heads,
+    is held by several: ``replicas`` gives for each part how many neighbours hold the same slice, mostly 1.
     """
 
-    def __init__(self, input_size: int, output_sizes: list[int], bias: bool = True) -> None:
+    def __init__(
+        self, input_size: int, output_sizes: list[int], bias: bool = True, replicas: list[int] | None = None
+    ) -> None:
         super().__init__()
         self._group = get_tp_group()
-        self.part_sizes = [self._group.shard_size(size, "output_size") for size in output_sizes]
+        self._replicas = replicas or [1] * len(output_sizes)
+        self.part_sizes = [
+            self._group.shard_size(size * copies, "output_size")
+            for size, copies in zip(output_sizes, self._replicas, strict=True)
+        ]
         self._create_parameters(input_size, sum(self.part_sizes), bias)
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
-        size = self.part_sizes[part]
-        mine = self._group.shard(loaded, dim=0)
+        size, copies = self.part_sizes[part], self._replicas[part]
+        if len(loaded) * copies != size * self._group.size:
+            raise ValueError(f"{len(loaded)} rows in the checkpoint, {size * self._group.size // copies} in the model")
+        mine = loaded.narrow(0, self._group.rank // copies * size, size)
         copy_exactly(param.data.narrow(0, sum(self.part_sizes[:part]), size), mine)
 
     load_bias = load_weight

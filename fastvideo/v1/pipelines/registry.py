@@ -27,9 +27,9 @@ def register_pipeline(class_name: str, location: str) -> None:
 def build_pipeline(fastvideo_args: FastVideoArgs, phases: Sequence[Phase] = ALL_PHASES) -> ComposedPipelineBase:
     """The pipeline of the checkpoint in ``fastvideo_args``, loaded for ``phases``.
 
-    Raises ``ValueError`` for a layout that is not the world's, or that the models of ``phases`` cannot work in.
+    Raises ``ValueError`` for a layout that is not the world's, or that the models of ``phases`` cannot be split for.
     """
-    _check_layout(fastvideo_args.layout, phases)
+    _check_layout(fastvideo_args.layout)
     load_plugins()
     repository = ModelRepository(fastvideo_args.model_path)
     class_name = repository.read_json(INDEX).get("_class_name")
@@ -41,14 +41,9 @@ def build_pipeline(fastvideo_args: FastVideoArgs, phases: Sequence[Phase] = ALL_
     return import_class(_PIPELINES[class_name])(fastvideo_args, phases)
 
 
-def _check_layout(layout: ParallelLayout, phases: Sequence[Phase]) -> None:
+def _check_layout(layout: ParallelLayout) -> None:
     if layout != get_layout():
         raise ValueError(
             f"layout {layout} is asked for in a world of {get_layout()}; call init_world with it in each of "
             f"{layout.size} processes before, or leave num_gpus and its sizes out"
-        )
-    if layout.tensor > 1 or (Phase.DENOISE in phases and layout.model_size > 1):
-        raise ValueError(
-            f"layout {layout}: models work on a sample alone, cfg, ring, ulysses and tensor must be 1; "
-            f"nearest: {ParallelLayout(data=layout.size)}"
         )

@@ -40,3 +40,12 @@ class AttentionBackend(ABC):
     @abstractmethod
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """``[b, s, n, d]`` queries over ``[b, s_k, n_k, d]`` keys and values to ``[b, s, n, d]``."""
+
+    def forward_with_lse(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`forward` and the logarithm of each softmax's denominator, float32 ``[b, s, n]``, for ring attention.
+
+        Raises ``ValueError`` where a backend has no such form.
+        """
+        raise ValueError(f"{type(self).__name__} cannot take part in ring attention; set ring_size to 1")

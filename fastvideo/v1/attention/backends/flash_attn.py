@@ -73,3 +73,10 @@ class FlashAttentionBackend(AttentionBackend):
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return _flash_attention(query, key, value, self.softmax_scale, self.causal)
+
+    def forward_with_lse(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        asked = {"return_lse" if installed_version() == 4 else "return_attn_probs": True}
+        out, lse, *_ = _kernel()(query, key, value, softmax_scale=self.softmax_scale, causal=self.causal, **asked)
+        return out, lse.transpose(1, 2)

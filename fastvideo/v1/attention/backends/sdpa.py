@@ -25,3 +25,23 @@ class SDPABackend(AttentionBackend):
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return rearrange(out, "b n s d -> b s n d")
+
+    def forward_with_lse(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        query, key, value = (rearrange(x, "b s n d -> b n s d") for x in (query, key, value))
+        kernels = torch.ops.aten
+        if not query.is_cuda:
+            out, lse = kernels._scaled_dot_product_flash_attention_for_cpu(
+                query, key, value, is_causal=self.causal, scale=self.softmax_scale
+            )
+        elif query.dtype == torch.float32:
+            out, lse, *_ = kernels._scaled_dot_product_efficient_attention(
+                query, key, value, None, compute_log_sumexp=True, is_causal=self.causal, scale=self.softmax_scale
+            )
+        else:
+            out, lse, *_ = kernels._scaled_dot_product_flash_attention(
+                query, key, value, is_causal=self.causal, scale=self.softmax_scale
+            )
+        # Kernels may round the number of queries up.
+        return rearrange(out, "b n s d -> b s n d"), rearrange(lse[..., : query.shape[2]], "b n s -> b s n")

@@ -9,6 +9,8 @@ from fastvideo.v1.attention.backends.abstract import AttentionBackend
 from fastvideo.v1.attention.backends.flash_attn import FlashAttentionBackend, installed_version
 from fastvideo.v1.attention.backends.sdpa import SDPABackend
 from fastvideo.v1.attention.sliding_tiles import BLOCK, Size3, TileLayout, block_lists, blocks_seen, covers, tile_layout
+from fastvideo.v1.attention.strategy import TileStrategy
+from fastvideo.v1.distributed.parallel_state import get_tp_group, get_ulysses_group
 from fastvideo.v1.forward_context import get_forward_context
 
 
@@ -37,15 +39,23 @@ class SlidingTileBackend(AttentionBackend):
             raise ValueError("SLIDING_TILE_ATTN needs a strategy; set engine.sliding_tile_strategy to its JSON file")
         num_text = query.shape[1] - context.token_grid[0] * context.token_grid[1] * context.token_grid[2]
         layout = tile_layout(context.token_grid, num_text, query.device)
-        windows = context.tile_strategy.of(context.step_index, self.layer_index)
-        if len(windows) != query.shape[2]:
-            raise ValueError(
-                f"strategy {context.tile_strategy.origin} has {len(windows)} heads in layer {self.layer_index}, the "
-                f"model {query.shape[2]}; a strategy belongs to one model"
-            )
+        windows = self._windows(context.tile_strategy, context.step_index, query.shape[2])
         if all(covers(window, layout.num_tiles) for window in windows):
             return self._dense_backend(query).forward(query, key, value)
         return sliding_tile_attention(query, key, value, layout, windows, self.softmax_scale)
+
+    def _windows(self, strategy: TileStrategy, step: int, num_local_heads: int) -> tuple[Size3, ...]:
+        """Those of this rank's heads, which the tensor group splits before the ulysses group does."""
+        windows = strategy.of(step, self.layer_index)
+        tensor, ulysses = get_tp_group(), get_ulysses_group()
+        num_heads = num_local_heads * tensor.size * ulysses.size
+        if len(windows) != num_heads:
+            raise ValueError(
+                f"strategy {strategy.origin} has {len(windows)} heads in layer {self.layer_index}, the "
+                f"model {num_heads}; a strategy belongs to one model"
+            )
+        first = (tensor.rank * ulysses.size + ulysses.rank) * num_local_heads
+        return windows[first : first + num_local_heads]
 
     def _dense_backend(self, query: torch.Tensor) -> AttentionBackend:
         if self._dense is None:

@@ -12,9 +12,9 @@ ROWS = 4
 
 @triton.jit
 def _norm_rotate_kernel(
-    in_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr,
+    in_ptr, weight_ptr, cos_ptr, sin_ptr, square_ptr, out_ptr,
     num_rows, num_tokens, width, in_stride, part_offset, out_part_stride, eps,
-    HALF_HEAD: tl.constexpr, ROTATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    HALF_HEAD: tl.constexpr, ROTATE: tl.constexpr, HAS_SQUARES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(1)
     columns = tl.arange(0, BLOCK)
@@ -26,7 +26,11 @@ def _norm_rotate_kernel(
         if row < num_rows:
             source = row.to(tl.int64) * in_stride + part * part_offset
             x = tl.load(in_ptr + source + columns, mask=inside, other=0.0).to(tl.float32)
-            x = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps) * weight
+            if HAS_SQUARES:
+                mean_square = tl.load(square_ptr + row * tl.num_programs(1) + part)
+            else:
+                mean_square = tl.sum(x * x, axis=0) / width
+            x = x * tl.rsqrt(mean_square + eps) * weight
             if ROTATE:
                 table = (row % num_tokens) * HALF_HEAD + pairs % HALF_HEAD
                 cos, sin = tl.load(cos_ptr + table), tl.load(sin_ptr + table)
@@ -37,12 +41,16 @@ def _norm_rotate_kernel(
 
 
 def qk_norm_rotary(
-    qkv: torch.Tensor, weights: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, head_size: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Packed ``[b, s, 3 d]`` to queries and keys ``[b, s, d]``; ``weights`` ``[2, d]``, tables ``[s, head / 2]``."""
+    qkv: torch.Tensor, weights: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, head_size: int, eps: float,
+    squares: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Packed ``[b, s, 3 d]`` to queries and keys ``[b, s, d]``; ``weights`` ``[2, d]``, tables ``[s, head / 2]``.
+
+    ``squares`` float32 ``[b, s, 2]`` are the mean squares of both, where ``d`` is not all of their width.
+    """
     b, s, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     out = torch.empty(2, b, s, width, dtype=qkv.dtype, device=qkv.device)
-    _launch(qkv, weights, out, cos, sin, s, width, parts=2, head_size=head_size, eps=eps)
+    _launch(qkv, weights, out, cos, sin, s, width, parts=2, head_size=head_size, eps=eps, squares=squares)
     return out[0], out[1]
 
 
@@ -55,14 +63,15 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 def _launch(
     source: torch.Tensor, weights: torch.Tensor, out: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
-    num_tokens: int, width: int, *, parts: int, head_size: int, eps: float,
+    num_tokens: int, width: int, *, parts: int, head_size: int, eps: float, squares: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     num_rows = source.shape[0] * num_tokens
     block = triton.next_power_of_2(width)
     _norm_rotate_kernel[(triton.cdiv(num_rows, ROWS), parts)](
-        source, weights, cos, sin, out, num_rows, num_tokens, width, source.stride(1), width, num_rows * width, eps,
-        HALF_HEAD=max(head_size // 2, 1), ROTATE=head_size > 0, ROWS=ROWS, BLOCK=block, num_warps=4 if block <= 2048
-        else 8,
+        source, weights, cos, sin, source if squares is None else squares, out,
+        num_rows, num_tokens, width, source.stride(1), width, num_rows * width, eps,
+        HALF_HEAD=max(head_size // 2, 1), ROTATE=head_size > 0, HAS_SQUARES=squares is not None, ROWS=ROWS, BLOCK=block,
+        num_warps=4 if block <= 2048 else 8,
     )  # fmt: skip
 
 

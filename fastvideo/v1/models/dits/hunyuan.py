@@ -18,6 +18,7 @@ from torch import nn
 
 from fastvideo.v1.attention import DistributedAttention, LocalAttention
 from fastvideo.v1.distributed import get_tp_group
+from fastvideo.v1.distributed.sequence import TokenShards
 from fastvideo.v1.layers.linear import (
     MergedColumnParallelLinear,
     MergedRowParallelLinear,
@@ -169,11 +170,11 @@ class JointAttention(nn.Module):
         self.to_add_out = RowParallelLinear(width, width)
 
     def forward(
-        self, video: torch.Tensor | QuantizedRows, text: torch.Tensor, rotary: RotaryTables
+        self, video: torch.Tensor | QuantizedRows, text: torch.Tensor, rotary: RotaryTables, tokens: TokenShards
     ) -> tuple[torch.Tensor, torch.Tensor]:
         video_qkv, text_qkv = self.to_qkv(video), self.add_qkv(text)
         streams = [(video_qkv, self.norm_qk, rotary), (text_qkv, self.norm_added_qk, None)]
-        out = self.attn(*join_streams(streams)).flatten(-2)
+        out = self.attn(*join_streams(streams), tokens).flatten(-2)
         video_out, text_out = out.split([video_qkv.shape[1], text_qkv.shape[1]], dim=1)
         return self.to_out(video_out), self.to_add_out(text_out)
 
@@ -190,7 +191,12 @@ class DoubleStreamBlock(nn.Module):
         self.ff_context = GeluMLP(config.hidden_size, config.mlp_size)
 
     def forward(
-        self, video: torch.Tensor, text: torch.Tensor, condition: torch.Tensor, rotary: RotaryTables
+        self,
+        video: torch.Tensor,
+        text: torch.Tensor,
+        condition: torch.Tensor,
+        rotary: RotaryTables,
+        tokens: TokenShards,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``video`` ``[b, s, d]``, ``text`` ``[b, l, d]``, ``condition`` ``[b, d]``."""
         shift, scale, gate, *video_ff = self.norm1(condition)
@@ -200,6 +206,7 @@ class DoubleStreamBlock(nn.Module):
             modulated_norm(video, shift, scale, _EPS, in_8_bits),
             modulated_norm(text, text_shift, text_scale, _EPS),
             rotary,
+            tokens,
         )
         video = self._feed_forward(self.ff, video, video_out, gate, *video_ff)
         return video, self._feed_forward(self.ff_context, text, text_out, text_gate, *text_ff)
@@ -230,8 +237,8 @@ class SingleStreamAttention(nn.Module):
         self.norm_qk = HeadQKNorm(head_size, _EPS)
         self.attn = DistributedAttention(num_heads, head_size)
 
-    def forward(self, x: torch.Tensor | QuantizedRows, rotary: RotaryTables) -> torch.Tensor:
-        return self.attn(*join_streams([(self.to_qkv(x), self.norm_qk, rotary)])).flatten(-2)
+    def forward(self, x: torch.Tensor | QuantizedRows, rotary: RotaryTables, tokens: TokenShards) -> torch.Tensor:
+        return self.attn(*join_streams([(self.to_qkv(x), self.norm_qk, rotary)]), tokens).flatten(-2)
 
 
 class SingleStreamBlock(nn.Module):
@@ -244,10 +251,12 @@ class SingleStreamBlock(nn.Module):
         self.proj_mlp = UpGelu(config.hidden_size, config.mlp_size)
         self.proj_out = MergedRowParallelLinear([config.hidden_size, config.mlp_size], config.hidden_size)
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, condition: torch.Tensor, rotary: RotaryTables, tokens: TokenShards
+    ) -> torch.Tensor:
         shift, scale, gate = self.norm(condition)
         y = modulated_norm(x, shift, scale, _EPS, quantize=self.proj_mlp.quantized is not None)
-        return gated_residual(x, self.proj_out(self.attn(y, rotary), self.proj_mlp(y)), gate)
+        return gated_residual(x, self.proj_out(self.attn(y, rotary, tokens), self.proj_mlp(y)), gate)
 
 
 class HunyuanVideoTransformer3DModel(Model):
@@ -313,18 +322,20 @@ class HunyuanVideoTransformer3DModel(Model):
         config = self.config
         text, pooled = encoder_hidden_states
         grid = self.token_grid(hidden_states)
-        rotary = rotary_tables(grid, config.rope_axes_dim, config.rope_theta, hidden_states.device)
+        tables = rotary_tables(grid, config.rope_axes_dim, config.rope_theta, hidden_states.device)
         condition = self.time_text_embed(timestep, pooled, guidance)
-        video = self.x_embedder(hidden_states)
+        tokens = TokenShards(math.prod(grid), num_replicated=text.shape[1])
+        rotary = tokens.take_rows(tables[0]), tokens.take_rows(tables[1])
+        video = tokens.take(self.x_embedder(hidden_states))
         text = self.context_embedder(text, timestep)
         for block in self.transformer_blocks:
-            video, text = block(video, text, condition, rotary)
+            video, text = block(video, text, condition, rotary, tokens)
         num_video = video.shape[1]
         x = torch.cat((video, text), dim=1)
         for block in self.single_transformer_blocks:
-            x = block(x, condition, rotary)
+            x = block(x, condition, rotary, tokens)
         scale, shift = self.norm_out(condition)
-        out = self.proj_out(modulated_norm(x[:, :num_video].contiguous(), shift, scale, _EPS))
+        out = tokens.gather(self.proj_out(modulated_norm(x[:, :num_video].contiguous(), shift, scale, _EPS)))
         (t, h, _), (pt, ph, pw) = grid, config.patch
         return rearrange(out, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, pt=pt, ph=ph, pw=pw)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from fastvideo.v1.attention import DistributedAttention, LocalAttention
 from fastvideo.v1.distributed import get_tp_group
+from fastvideo.v1.distributed.sequence import TokenShards
 from fastvideo.v1.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -28,7 +29,7 @@ from fastvideo.v1.layers.modulation import (
     modulated_norm,
     residual_modulated_norm,
 )
-from fastvideo.v1.layers.norms import LayerNorm, RMSNorm
+from fastvideo.v1.layers.norms import ColumnParallelRMSNorm, LayerNorm
 from fastvideo.v1.layers.patch_embedding import PatchEmbedding, unpatchify
 from fastvideo.v1.layers.qk_norm import QKNormRotary
 from fastvideo.v1.layers.quantization import QuantizedRows
@@ -80,9 +81,9 @@ class WanSelfAttention(nn.Module):
         self.attn = DistributedAttention(num_heads, self.head_size)
         self.to_out = RowParallelLinear(width, width)
 
-    def forward(self, x: torch.Tensor | QuantizedRows, rotary: RotaryTables) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | QuantizedRows, rotary: RotaryTables, tokens: TokenShards) -> torch.Tensor:
         query, key, value = self.norm_qk(self.to_qkv(x), rotary)
-        return self.to_out(self.attn(query, key, value).flatten(-2))
+        return self.to_out(self.attn(query, key, value, tokens).flatten(-2))
 
 
 class WanCrossAttention(nn.Module):
@@ -96,11 +97,11 @@ class WanCrossAttention(nn.Module):
         width, self.head_size = config.hidden_size, config.attention_head_dim
         self.to_q = ColumnParallelLinear(width, width)
         self.to_kv = MergedColumnParallelLinear(width, [width, width])
-        self.norm_q = RMSNorm(width, config.eps)
-        self.norm_k = RMSNorm(width, config.eps)
+        self.norm_q = ColumnParallelRMSNorm(width, config.eps)
+        self.norm_k = ColumnParallelRMSNorm(width, config.eps)
         if config.added_kv_proj_dim is not None:
             self.add_kv_proj = MergedColumnParallelLinear(config.added_kv_proj_dim, [width, width])
-            self.norm_added_k = RMSNorm(width, config.eps)
+            self.norm_added_k = ColumnParallelRMSNorm(width, config.eps)
         num_heads = get_tp_group().shard_size(config.num_attention_heads, "num_attention_heads")
         self.attn = LocalAttention(num_heads, self.head_size)
         self.to_out = RowParallelLinear(width, width)
@@ -112,7 +113,7 @@ class WanCrossAttention(nn.Module):
             y = y + self._attend(query, self.add_kv_proj(image), self.norm_added_k)
         return self.to_out(y)
 
-    def _attend(self, query: torch.Tensor, key_value: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+    def _attend(self, query: torch.Tensor, key_value: torch.Tensor, norm: ColumnParallelRMSNorm) -> torch.Tensor:
         key, value = key_value.chunk(2, dim=-1)
         key, value = (tensor.unflatten(-1, (-1, self.head_size)) for tensor in (norm(key), value))
         return self.attn(query, key, value).flatten(-2)
@@ -137,6 +138,7 @@ class WanTransformerBlock(nn.Module):
         image: torch.Tensor | None,
         modulation: torch.Tensor,
         rotary: RotaryTables,
+        tokens: TokenShards,
     ) -> torch.Tensor:
         """``[r, s / g, d]`` to the same; ``text`` ``[b, l, d]``, ``image`` ``[b, i, d]``, ``modulation`` float32
         ``[r, 6, d]``.
@@ -145,7 +147,7 @@ class WanTransformerBlock(nn.Module):
         samples = (len(text), -1, x.shape[-1])  # attention is among all tokens of a sample
         in_8_bits = self.ffn.up.quantized is not None
         y = modulated_norm(x, shift, scale, self.eps, in_8_bits)
-        y = self.attn1(y.view(samples), rotary).view_as(x)
+        y = self.attn1(y.view(samples), rotary, tokens).view_as(x)
         x, y = gated_residual_norm(x, y, gate, self.norm2, in_8_bits)
         y = self.attn2(y.view(samples), text, image).view_as(x)
         x, y = residual_modulated_norm(x, y, ffn_shift, ffn_scale, self.eps, quantize=in_8_bits)
@@ -274,17 +276,19 @@ class WanTransformer3DModel(Model):
         assert has_image == (self.config.image_dim is not None), "image embeddings are for models with image_dim"
         assert guidance is None, "this model has no embedded guidance"
         grid = self.token_grid(hidden_states)
-        rotary = rotary_tables(grid, self.config.rotary_axes_dim, 10_000.0, hidden_states.device)
+        tables = rotary_tables(grid, self.config.rotary_axes_dim, 10_000.0, hidden_states.device)
         time, modulation, text, image = self.condition_embedder(
             timestep.flatten(), encoder_hidden_states, encoder_hidden_states_image
         )
         x = self.patch_embedding(hidden_states)
-        x = x.view(len(time), -1, x.shape[-1])
+        tokens = TokenShards(x.shape[1], num_runs=len(time) // len(text))
+        x = tokens.take(x.view(len(time), -1, x.shape[-1]))
+        rotary = tokens.take_rows(tables[0]), tokens.take_rows(tables[1])
         for block in self.blocks:
-            x = block(x, text, image, modulation, rotary)
+            x = block(x, text, image, modulation, rotary, tokens)
         shift, scale = (self.scale_shift_table + time).float().chunk(2, dim=1)
-        x = self.proj_out(modulated_norm(x, shift, scale, self.config.eps))
-        return unpatchify(x.view(len(text), -1, x.shape[-1]), grid, self.config.patch_size)
+        x = tokens.gather(self.proj_out(modulated_norm(x, shift, scale, self.config.eps)))
+        return unpatchify(x.reshape(len(text), -1, x.shape[-1]), grid, self.config.patch_size)
 
     def token_grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
         """Tokens along t, h and w."""

@@ -86,12 +86,16 @@ class Attention(nn.Module):
         super().__init__()
         group = get_tp_group()
         self.head_size = config.head_size
-        # Whole heads to each rank: a rank's query heads are then those of its key heads.
+        # Whole heads to each rank: a rank's query heads are then those of its key heads, of which some ranks may share.
         self.num_heads = group.shard_size(config.num_attention_heads, "num_attention_heads")
-        self.num_key_heads = group.shard_size(config.num_key_heads, "num_key_value_heads")
+        sharing = max(1, group.size // config.num_key_heads)
+        self.num_key_heads = group.shard_size(config.num_key_heads * sharing, "num_key_value_heads")
         width, key_width = (count * config.head_size for count in (config.num_attention_heads, config.num_key_heads))
         self.qkv_proj = MergedColumnParallelLinear(
-            config.hidden_size, [width, key_width, key_width], bias=config.attention_bias
+            config.hidden_size,
+            [width, key_width, key_width],
+            bias=config.attention_bias,
+            replicas=[1, sharing, sharing],
         )
         self.o_proj = RowParallelLinear(width, config.hidden_size, bias=config.attention_bias)
 

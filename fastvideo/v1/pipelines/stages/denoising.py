@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastvideo.v1.attention.strategy import TileStrategy, load_strategy
+from fastvideo.v1.distributed.parallel_state import get_cfg_group
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import get_forward_context
 from fastvideo.v1.models.swap import ModelSwap
@@ -148,13 +149,14 @@ class DenoisingStage(PipelineStage):
         self, expert: Expert, latents: torch.Tensor, timestep: torch.Tensor, branches: list[Condition]
     ) -> torch.Tensor:
         """The guided flow, float32 ``[b, c, t, h, w]``."""
-        conditional, *rest = (
-            expert.transformer(latents, branch.text, timestep, branch.image, branch.guidance).float()
-            for branch in branches
-        )
-        if not rest:
-            return conditional
-        (unconditional,) = rest
+        group = get_cfg_group()
+        mine = branches[group.rank :: group.size] or branches  # without guidance both halves do the same
+        flows = [
+            expert.transformer(latents, branch.text, timestep, branch.image, branch.guidance).float() for branch in mine
+        ]
+        if len(branches) == 1:
+            return flows[0]
+        conditional, unconditional = group.all_gather(torch.stack(flows), dim=0)
         return unconditional + expert.guidance_scale * (conditional - unconditional)
 
     def _branches(self, batch: ForwardBatch) -> list[Condition]:
