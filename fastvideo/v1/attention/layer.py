@@ -105,6 +105,11 @@ class DistributedAttention(LocalAttention):
         out = all_to_all(out, scatter_dim=1, gather_dim=2, group=self._ulysses)
         return torch.cat((out, all_gather(replicated_out, dim=2, group=self._ulysses)), dim=1)
 
+    def select(self, device: torch.device, dtype: torch.dtype, requested: str | None) -> None:
+        super().select(device, dtype, requested)
+        if self._ring.size > 1 and self.backend and not self.backend.joins_rings:
+            raise ValueError(f"{type(self.backend).__name__} cannot take part in ring attention; set ring_size to 1")
+
     def _heads_at_work(self) -> int:
         return self.num_heads // self._ulysses.size
 

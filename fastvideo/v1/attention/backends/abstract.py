@@ -18,10 +18,12 @@ class AttentionBackend(ABC):
     """One way to compute softmax(q k^T * scale) v; an instance serves one layer.
 
     ``layer_index`` counts the model's layers of distributed attention from 0. ``exact`` says whether it
-    agrees with dense attention up to rounding; only exact backends are chosen unasked.
+    agrees with dense attention up to rounding; only exact backends are chosen unasked. ``joins_rings`` says whether it
+    has :meth:`forward_with_lse`, of which ring attention is made.
     """
 
     exact: bool = True
+    joins_rings: bool = False
 
     def __init__(
         self, num_heads: int, head_size: int, softmax_scale: float, causal: bool, layer_index: int = 0
@@ -44,8 +46,5 @@ class AttentionBackend(ABC):
     def forward_with_lse(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """:meth:`forward` and the logarithm of each softmax's denominator, float32 ``[b, s, n]``, for ring attention.
-
-        Raises ``ValueError`` where a backend has no such form.
-        """
-        raise ValueError(f"{type(self).__name__} cannot take part in ring attention; set ring_size to 1")
+        """:meth:`forward` and the logarithm of each softmax's denominator, float32 ``[b, s, n]``."""
+        raise NotImplementedError(f"{type(self).__name__} joins no rings")

@@ -55,6 +55,8 @@ def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float,
 class FlashAttentionBackend(AttentionBackend):
     """FlashAttention 4 (CuTe DSL), 3 (arXiv 2407.08608) or 2 (arXiv 2307.08691)."""
 
+    joins_rings = True
+
     @classmethod
     def obstacle(cls, head_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
         if device.type != "cuda":

@@ -10,6 +10,8 @@ from fastvideo.v1.attention.backends.abstract import AttentionBackend
 class SDPABackend(AttentionBackend):
     """``F.scaled_dot_product_attention``; on Hopper its cuDNN kernel is chosen by PyTorch where it wins."""
 
+    joins_rings = True
+
     @classmethod
     def obstacle(cls, head_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
         return None
