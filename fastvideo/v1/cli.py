@@ -5,11 +5,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 from fastvideo.data import EMBEDDED_MODEL
+from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.sampling_params import SamplingOverrides
 
 
@@ -20,6 +21,8 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     generate.add_argument("--image", metavar="FILE", help="path or URI of the image that the video starts from")
     generate.add_argument("--model", default=EMBEDDED_MODEL, help="model directory, URI or cached hub id")
     generate.add_argument("--output", default="video.mp4", help="the mp4 to write")
+    for field in _size_fields():
+        generate.add_argument(f"--{field.name.replace('_', '-')}", type=int, help=field.metadata["description"])
     generate.add_argument("--json", action="store_true", help="print the result as JSON")
     _add_sampling(generate)
     generate.set_defaults(run=_generate)
@@ -41,6 +44,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     for field in fields(SamplingOverrides):
         kind = _OPTION_TYPES.get(field.name, int)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=field.metadata["description"])
+
+
+def _size_fields() -> list[Field[Any]]:
+    """How many GPUs a video is split among, and how."""
+    return [field for field in fields(FastVideoArgs) if field.name == "num_gpus" or field.name.endswith("_size")]
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
@@ -66,8 +74,9 @@ def _generate(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.video_generator import VideoGenerator
 
     sampling = _sampling(options)
-    generator = VideoGenerator.from_pretrained(options.model)
-    with _step_bar() as on_step:
+    given = {field.name: getattr(options, field.name) for field in _size_fields()}
+    sizes = {name: size for name, size in given.items() if size is not None}
+    with VideoGenerator.from_pretrained(options.model, **sizes) as generator, _step_bar() as on_step:
         result = generator.generate_video(
             options.prompt, options.output, image_path=options.image, on_step=on_step, **sampling
         )

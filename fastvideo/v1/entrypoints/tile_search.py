@@ -14,8 +14,10 @@ from fastvideo.v1.attention import AttentionBackend, DistributedAttention
 from fastvideo.v1.attention.backends.sliding_tile import sliding_tile_attention
 from fastvideo.v1.attention.sliding_tiles import Size3, tile_layout
 from fastvideo.v1.entrypoints.video_generator import VideoGenerator
+from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import get_forward_context
 from fastvideo.v1.pipelines.stages import LatentPreparationStage
+from fastvideo.v1.worker.executor import UniProcExecutor
 
 
 @dataclass
@@ -79,8 +81,8 @@ def search_tiles(
     ``candidates`` are windows in tiles along t, h, w; ``sampling`` are fields of ``SamplingParams``. The result is for
     this model, canvas and number of steps.
     """
-    generator = VideoGenerator.from_pretrained(model)
-    pipeline = generator.worker.pipeline
+    executor = UniProcExecutor(FastVideoArgs(model_path=model))
+    generator, pipeline = VideoGenerator(executor), executor.worker.pipeline
     request = pipeline.sampling_defaults().with_overrides(**sampling)
     transformers = [pipeline.modules[name] for name in ("transformer", "transformer_2") if name in pipeline.modules]
     (preparation,) = (entry.stage for entry in pipeline.stages if isinstance(entry.stage, LatentPreparationStage))

@@ -1,4 +1,4 @@
-"""One process that makes videos interactively: every phase loaded, one call a video."""
+"""Videos made interactively: every phase loaded, one call a video, on one GPU or several."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from fastvideo.v1.dataset.image_file import decode_image, read_image
 from fastvideo.v1.dataset.video import VideoWriter
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
-from fastvideo.v1.models.loader.adapter import set_adapter
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
-from fastvideo.v1.worker.gpu_worker import GPUWorker
+from fastvideo.v1.worker.executor import Executor, UniProcExecutor
+from fastvideo.v1.worker.multiproc_executor import MultiProcExecutor
 
 
 @dataclass(frozen=True)
@@ -26,25 +26,38 @@ class VideoResult:
 
 
 class VideoGenerator:
-    """Makes videos from prompts; see :meth:`from_pretrained`."""
+    """Makes videos from prompts; see :meth:`from_pretrained`. A context manager that shuts down at its end."""
 
-    def __init__(self, worker: GPUWorker) -> None:
-        self.worker = worker
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
 
     @classmethod
     def from_pretrained(cls, model_path: str, **args: Any) -> Self:
-        """Loads the checkpoint at ``model_path``; ``args`` are the fields of :class:`FastVideoArgs`."""
-        worker = GPUWorker(FastVideoArgs(model_path=model_path, **args))
-        worker.init_device()
-        worker.load()
-        return cls(worker)
+        """Loads the checkpoint at ``model_path``; ``args`` are the fields of :class:`FastVideoArgs`.
+
+        With ``num_gpus`` above 1, and ``sp_size``, ``tp_size`` or ``cfg_size`` to say how a video is split among them,
+        each GPU has a process of its own (:class:`MultiProcExecutor`).
+        """
+        fastvideo_args = FastVideoArgs(model_path=model_path, **args)
+        executor = MultiProcExecutor if fastvideo_args.layout.size > 1 else UniProcExecutor
+        return cls(executor(fastvideo_args))
+
+    def shutdown(self) -> None:
+        """Ends the processes of other GPUs, if there are any; the generator is of no use after that."""
+        self.executor.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
 
     def set_lora(self, path: str | None, scale: float = 1.0) -> None:
         """Puts a LoRA adapter beside the transformer's weights, in place of the one before; None takes it off.
 
         An adapter that was merged at load (``lora_path``) stays merged.
         """
-        set_adapter(self.worker.pipeline.get_module("transformer"), path, scale)
+        self.executor.collective_rpc("set_lora", path, scale)
 
     def generate_video(
         self,
@@ -63,13 +76,13 @@ class VideoGenerator:
         """
         if not prompt.strip():
             raise ValueError(f"prompt {prompt!r} is empty; describe what the video shows")
-        params = self.worker.pipeline.sampling_defaults().with_overrides(**sampling)
+        params = self.executor.collective_rpc("sampling_defaults")[0].with_overrides(**sampling)
         image = None if image_path is None else [torch.from_numpy(decode_image(read_image(image_path)))]
         batch = ForwardBatch(prompt=[prompt], seeds=[params.seed], image=image, sampling=params)
         context = ForwardContext()
         if on_step is not None:
             context.on_step = lambda state: on_step(state.step_index, params.num_inference_steps)
-        batch = self.worker.execute_forward(batch, context)
+        batch = self.executor.execute_forward(batch, context)
         assert batch.frames is not None, "the decode phase leaves frames"
         frames = batch.frames[0]
         if output_path is not None:

@@ -4,10 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastvideo.v1.worker.executor import Executor
     from fastvideo.v1.worker.gpu_worker import GPUWorker
+    from fastvideo.v1.worker.multiproc_executor import MultiProcExecutor
 
-_EXPORTS = {"GPUWorker": "fastvideo.v1.worker.gpu_worker"}
-__all__ = ["GPUWorker"]
+_EXPORTS = {
+    "Executor": "fastvideo.v1.worker.executor",
+    "GPUWorker": "fastvideo.v1.worker.gpu_worker",
+    "MultiProcExecutor": "fastvideo.v1.worker.multiproc_executor",
+}
+__all__ = ["Executor", "GPUWorker", "MultiProcExecutor"]
 
 
 def __getattr__(name: str) -> Any:

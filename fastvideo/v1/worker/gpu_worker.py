@@ -2,16 +2,24 @@
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
+from fastvideo.v1.distributed.parallel_state import close_world, init_world
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
+from fastvideo.v1.models.loader.adapter import set_adapter
 from fastvideo.v1.models.loader.component import resolve_device
 from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.registry import build_pipeline
+from fastvideo.v1.sampling_params import SamplingParams
+
+COLLECTIVE_TIMEOUT_VARIABLE = "FASTVIDEO_COLLECTIVE_TIMEOUT"
+"""Seconds after which a rank gives up waiting for another; 600 unless set."""
 
 
 class GPUWorker:
@@ -25,11 +33,29 @@ class GPUWorker:
         self._pipeline: ComposedPipelineBase | None = None
 
     def init_device(self) -> torch.device:
-        """Takes the device of this process's local rank."""
+        """Takes the device of this process's local rank, and its place in the world if the layout has several.
+
+        Raises ``ValueError`` where there are not as many processes as the layout says.
+        """
         if self.fastvideo_args.device != "cpu" and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             torch.backends.cudnn.benchmark = True  # the VAE's few shapes recur in every video
-        return resolve_device(self.fastvideo_args.device)
+        device = resolve_device(self.fastvideo_args.device)
+        layout = self.fastvideo_args.layout
+        if layout.size > 1:
+            layout.check_num_processes(self.world_size)
+            timeout = timedelta(seconds=float(os.environ.get(COLLECTIVE_TIMEOUT_VARIABLE, "600")))
+            on_gpu = device.type == "cuda"
+            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, device_id=device if on_gpu else None)
+            init_world(layout, device.type, timeout)
+        return device
+
+    def shutdown(self) -> None:
+        """Frees the pipeline, and leaves the world if :meth:`init_device` entered one."""
+        self._pipeline = None
+        if self.fastvideo_args.layout.size > 1:
+            close_world()
+            dist.destroy_process_group()
 
     @property
     def device_name(self) -> str:
@@ -50,3 +76,11 @@ class GPUWorker:
     def execute_forward(self, batch: ForwardBatch, context: ForwardContext | None = None) -> ForwardBatch:
         """Runs the built phases on ``batch``."""
         return self.pipeline.forward(batch, context)
+
+    def sampling_defaults(self) -> SamplingParams:
+        """What a request of this checkpoint has where it says nothing."""
+        return self.pipeline.sampling_defaults()
+
+    def set_lora(self, path: str | None, scale: float) -> None:
+        """See :meth:`~fastvideo.v1.entrypoints.video_generator.VideoGenerator.set_lora`."""
+        set_adapter(self.pipeline.get_module("transformer"), path, scale)

@@ -29,7 +29,7 @@ NAMES = {
     "fastvideo.v1.layers.vocab_parallel_embedding": ["VocabParallelEmbedding"],
     "fastvideo.v1.forward_context": ["get_forward_context", "set_forward_context"],
     "fastvideo.v1.fastvideo_args": ["FastVideoArgs"],
-    "fastvideo.v1.worker": ["GPUWorker"],
+    "fastvideo.v1.worker": ["Executor", "GPUWorker", "MultiProcExecutor"],
 }
 
 

@@ -48,7 +48,7 @@ def test_each_expert_does_the_steps_on_its_side_of_the_boundary(experts, monkeyp
     generator = VideoGenerator.from_pretrained(experts, device="cpu")
     seen = []
     for name in ("transformer", "transformer_2"):
-        model = generator.worker.pipeline.get_module(name)
+        model = generator.executor.worker.pipeline.get_module(name)
         forward = model.forward
 
         def spy(latents, text, timestep, *rest, name=name, forward=forward):

@@ -121,8 +121,10 @@ def test_a_data_set_run_makes_the_generators_latents(model, image, request, tmp_
                 worker = GPUWorker(FastVideoArgs(model_path=path, device="cpu"), [phase])
                 run_stage_job(plan.run, phase, shard.path, worker, JobSettings())
     generator, made = VideoGenerator.from_pretrained(path, device="cpu"), []
-    forward = generator.worker.execute_forward
-    monkeypatch.setattr(generator.worker, "execute_forward", lambda *call: made.append(forward(*call)) or made[-1])
+    forward = generator.executor.worker.execute_forward
+    monkeypatch.setattr(
+        generator.executor.worker, "execute_forward", lambda *call: made.append(forward(*call)) or made[-1]
+    )
     samples = list(plan.run.iter_samples())
     assert [sample.image is None for sample in samples] == [False, True][: len(rows)]
     for sample in samples:

@@ -1,0 +1,38 @@
+"""What an executor and its worker processes say to each other, pickled."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Call:
+    """A method of the worker, or with ``wants_steps`` its ``execute_forward`` with news of each step."""
+
+    method: str
+    arguments: tuple[Any, ...] = ()
+    wants_steps: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """So many denoising steps are done."""
+
+    step_index: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a call returned; ``frames_shape`` is that of frames which lie in the shared file instead."""
+
+    value: Any
+    frames_shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a call raised, when on the host's monotonic clock, and whether only because another rank was gone."""
+
+    error: Exception
+    trace: str
+    at: float
+    by_others: bool

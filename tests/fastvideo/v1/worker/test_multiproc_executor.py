@@ -1,0 +1,141 @@
+"""One process a GPU behind one caller: what it makes, and what becomes of it when a process fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from fastvideo import VideoGenerator
+from fastvideo.data import EMBEDDED_MODEL
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.v1.worker.multiproc_executor import MultiProcExecutor, WorkerFailed
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[4]
+CANVAS = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 2, "seed": 7}
+RING = {"num_gpus": 2, "sp_size": 2, "ring_size": 2, "device": "cpu"}
+
+
+@pytest.fixture
+def faulty_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The embedded weights under ``tests.faulty_pipeline``, which processes started from here find as a plugin."""
+    folder = tmp_path / "faulty-model"
+    shutil.copytree(EMBEDDED_MODEL, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FaultyPipeline"}))
+    info = tmp_path / "site" / "faulty-1.0.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0.0\n")
+    (info / "entry_points.txt").write_text("[fastvideo.plugins]\nfaulty = tests.faulty_pipeline:register\n")
+    paths = [str(ROOT), str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    return str(folder)
+
+
+def batch_of(executor: MultiProcExecutor, prompt: str) -> ForwardBatch:
+    params = executor.collective_rpc("sampling_defaults")[0].with_overrides(**CANVAS)
+    return ForwardBatch(prompt=[prompt], seeds=[params.seed], sampling=params)
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    return [p for p in psutil.Process(pid).children() if "fastvideo.v1.worker.worker_process" in p.cmdline()]
+
+
+def test_a_fault_of_one_rank_ends_the_call_for_all_and_the_next_call_works(faulty_model):
+    with MultiProcExecutor(FastVideoArgs(model_path=faulty_model, **RING), hang_seconds=1.0) as executor:
+        expected = executor.execute_forward(batch_of(executor, "none")).frames
+        for fault, error, message in [
+            ("raise encode", RuntimeError, "a fault in encode"),  # the other rank waits in a collective
+            ("raise denoise", RuntimeError, "a fault in denoise"),
+            ("raise decode", RuntimeError, "a fault in decode"),
+            ("kill denoise", WorkerFailed, r"rank 1 died \(exit code -9\)"),
+            ("stop denoise", WorkerFailed, "rank 1 has been stopped for 1 s"),
+        ]:
+            batch = batch_of(executor, fault)
+            started = time.monotonic()
+            with pytest.raises(error, match=message) as raised:
+                executor.execute_forward(batch)
+            assert time.monotonic() - started < 15, fault
+            assert not workers_of(os.getpid()), fault
+            if fault.startswith("raise"):
+                assert "rank 1 of 2" in str(raised.value.__cause__) and "faulty_pipeline" in str(raised.value.__cause__)
+        assert torch.equal(executor.execute_forward(batch_of(executor, "none")).frames, expected)
+
+
+def test_shutdown_leaves_no_process_no_socket_and_no_shared_memory():
+    def held() -> set[str]:
+        names = set()
+        for fd in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):  # the one that lists the folder
+                names.add(os.readlink(fd))
+        return {name for name in names if name.startswith(("socket:", "/memfd:"))}
+
+    before = held()
+    generator = VideoGenerator.from_pretrained(EMBEDDED_MODEL, **RING)
+    processes = workers_of(os.getpid())
+    assert len(processes) == 2
+    with pytest.raises(TimeoutError, match="no answer of rank 0, 1 within 0"):
+        generator.executor.collective_rpc("sampling_defaults", timeout=0.0)
+    generator.shutdown()
+    assert not any(process.is_running() for process in processes)
+    assert held() <= before
+
+
+def test_bad_input_reloads_nothing():
+    with VideoGenerator.from_pretrained(EMBEDDED_MODEL, num_gpus=2, cfg_size=2, device="cpu") as generator:
+        pids = {process.pid for process in workers_of(os.getpid())}
+        with pytest.raises(ValueError, match="height=60"):
+            generator.generate_video("a tree", **CANVAS | {"height": 60})
+        steps: list[tuple[int, int]] = []
+        frames = generator.generate_video("a tree", **CANVAS, on_step=lambda *step: steps.append(step)).frames
+        assert steps == [(1, 2), (2, 2)]
+        assert {process.pid for process in workers_of(os.getpid())} == pids
+    alone = VideoGenerator.from_pretrained(EMBEDDED_MODEL, device="cpu").generate_video("a tree", **CANVAS).frames
+    assert (frames.int() - alone.int()).abs().max() <= 1
+
+
+SCRIPT = f"""
+import asyncio
+from fastvideo import VideoGenerator
+
+async def main():
+    with VideoGenerator.from_pretrained({EMBEDDED_MODEL!r}, **{RING!r}) as generator:
+        print(len(generator.generate_video("a tree", **{CANVAS!r}).frames), flush=True)
+        if WAIT:
+            await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_unguarded_code_from_standard_input_may_use_it_within_an_event_loop():
+    script = "WAIT = False" + SCRIPT
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "5\n", done.stderr
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed():
+    script = "WAIT = True" + SCRIPT
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None and parent.stdout.readline() == "5\n"
+    processes = workers_of(parent.pid)
+    assert len(processes) == 2
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    assert not alive
+
+
+def test_a_world_of_several_samples_is_refused():
+    with pytest.raises(ValueError, match=r"data must be 1; nearest: num_gpus=2"):
+        VideoGenerator.from_pretrained(EMBEDDED_MODEL, num_gpus=4, sp_size=2)
