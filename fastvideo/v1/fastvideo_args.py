@@ -56,6 +56,15 @@ class FastVideoArgs:
         False,
         "Keep only the Wan2.2 expert at work on the GPU, the other in host memory: half the memory, slower switches",
     )
+    layer_offload: bool = setting(
+        False,
+        "Keep the blocks of transformers and text encoders in host memory, each copied to the GPU while the one before "
+        "it computes",
+    )
+    shard_weights: bool = setting(
+        False,
+        "Each GPU of a sample keeps a part of the blocks of transformers and text encoders, gathered a block ahead",
+    )
 
     num_gpus: int = setting(1, "GPUs; those that the sizes below leave over take other samples", ge=1)
     tp_size: int = setting(1, "GPUs that share each matrix of a model", ge=1)
@@ -71,10 +80,31 @@ class FastVideoArgs:
                 f"sliding_tile_strategy={self.sliding_tile_strategy!r} is for attention_backend SLIDING_TILE_ATTN, not "
                 f"{backend}; set both or neither"
             )
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        """Where weights are kept: in one way, and sharded only among processes that need them at the same time."""
         if self.expert_offload and self.quantization is not None:
             raise ValueError(
                 f"expert_offload=True and quantization={self.quantization!r} exclude each other; in 8 bits two experts "
                 "take no more memory than one in 16: leave expert_offload out"
+            )
+        ways = [name for name in ("shard_weights", "layer_offload", "expert_offload") if getattr(self, name)]
+        if len(ways) > 1:
+            raise ValueError(
+                f"{'=True and '.join(ways)}=True exclude each other; each keeps blocks away from the GPU in its own "
+                f"way: set {ways[0]} alone"
+            )
+        if ways and ways != ["expert_offload"] and self.quantization is not None:
+            raise ValueError(
+                f"{ways[0]}=True and quantization={self.quantization!r} exclude each other; weights are quantized "
+                "whole and on the GPU: leave one of them out"
+            )
+        if self.shard_weights and self.layout.cfg * self.layout.sequence == 1:
+            raise ValueError(
+                f"shard_weights=True shares weights out over cfg x ring x ulysses, which is 1 in layout {self.layout}; "
+                "data groups work at their own pace, and tensor groups hold other weights: set sp_size or cfg_size to "
+                "2 or more, or leave shard_weights out"
             )
 
     @property

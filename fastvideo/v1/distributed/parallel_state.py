@@ -17,7 +17,11 @@ from fastvideo.v1.distributed import communication
 from fastvideo.v1.distributed.layout import ParallelLayout
 
 AXES = ("data", "cfg", "ring", "ulysses", "tensor")
-_MERGED_AXES = {"sequence": ("ring", "ulysses"), "model": ("cfg", "ring", "ulysses", "tensor")}
+_MERGED_AXES = {
+    "sequence": ("ring", "ulysses"),
+    "replica": ("cfg", "ring", "ulysses"),
+    "model": ("cfg", "ring", "ulysses", "tensor"),
+}
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,11 @@ def get_tp_group() -> ParallelGroup:
     return _get_group("tensor")
 
 
+def get_replica_group() -> ParallelGroup:
+    """The processes that hold the same weights and work on the same sample: cfg x ring x ulysses."""
+    return _get_group("replica")
+
+
 def get_model_group() -> ParallelGroup:
     """All processes that work on this one's sample."""
     return _get_group("model")
@@ -146,11 +155,14 @@ def _build_groups(layout: ParallelLayout, device_type: str) -> dict[str, Paralle
     sizes = {f.name: size for f, size in zip(fields(layout), astuple(layout), strict=True)}
     axes = tuple(axis for axis in AXES if sizes[axis] > 1)
     mesh = init_device_mesh(device_type, tuple(sizes[axis] for axis in axes), mesh_dim_names=axes)
-    groups = {axis: _group_of(axis, mesh[axis]) for axis in axes}
+    meshes: dict[tuple[str, ...], DeviceMesh] = {(axis,): mesh[axis] for axis in axes}
+    groups = {axis: _group_of(axis, meshes[axis,]) for axis in axes}
     for name, parts in _MERGED_AXES.items():
         present = tuple(axis for axis in parts if axis in axes)
+        if present and present not in meshes:
+            meshes[present] = mesh[present]._flatten(name)
         if present:
-            groups[name] = _group_of(name, mesh[present] if len(present) == 1 else mesh[present]._flatten(name))
+            groups[name] = _group_of(name, meshes[present])
     return groups
 
 

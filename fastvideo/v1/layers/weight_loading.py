@@ -11,6 +11,12 @@ def copy_exactly(target: torch.Tensor, loaded: torch.Tensor) -> None:
     target.copy_(loaded)
 
 
+def keep_loader(old: torch.Tensor, new: nn.Parameter) -> None:
+    """Gives ``new`` the ``weight_loader`` of ``old``, if it brought one."""
+    if (loader := getattr(old, "weight_loader", None)) is not None:
+        new.weight_loader = loader  # type: ignore[attr-defined]
+
+
 def load_parameter(param: nn.Parameter, loaded: torch.Tensor, part: int) -> None:
     """Loads one tensor of the checkpoint; a layer that splits or merges brings its own ``weight_loader``."""
     loader = getattr(param, "weight_loader", None)

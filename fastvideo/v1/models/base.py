@@ -1,13 +1,15 @@
 """What every model of the framework shares: a config read from the checkpoint and a table of checkpoint names."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
 
 from fastvideo.v1.layers.linear import LinearBase
+from fastvideo.v1.layers.weight_loading import keep_loader
 from fastvideo.v1.logger import init_logger
 
 logger = init_logger(__name__)
@@ -36,7 +38,8 @@ class Model(nn.Module):
     suffixes that a checkpoint may have and the model does not need. ``float32_modules`` are names that stay in float32
     whatever the model's dtype. ``attends_text_padding`` says whether a transformer was trained to see the zeros after a
     text; one that was not gets its text without them. ``quantized_modules`` are patterns of the names of
-    those linear layers that :meth:`quantize` changes: the ones that work on video tokens.
+    those linear layers that :meth:`quantize` changes: the ones that work on video tokens. ``block_lists`` names the
+    lists of blocks, in the order in which they run: nearly all weights, which need not be on a device all at once.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -47,15 +50,29 @@ class Model(nn.Module):
     float32_modules: ClassVar[tuple[str, ...]] = ()
     attends_text_padding: ClassVar[bool] = True
     quantized_modules: ClassVar[tuple[str, ...]] = ()
+    block_lists: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.dtype = torch.get_default_dtype()  # of what the model computes on; some parameters stay in float32
+        self.weights_travel = False  # whether blocks get their weights when they run, so that none is to be changed
 
     def token_grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
         """Tokens along t, h and w of latents ``[b, c, t, h, w]``, for a transformer of video."""
         raise NotImplementedError(f"{type(self).__name__} has no canvas of tokens, so no sliding tiles")
+
+    def blocks_in_order(self) -> list[nn.Module]:
+        """All blocks of ``block_lists``, in the order in which they run."""
+        return [block for name in self.block_lists for block in cast(nn.ModuleList, self.get_submodule(name))]
+
+    def place_parameters(self, place: Callable[[str, nn.Parameter], torch.Tensor]) -> None:
+        """Puts what ``place`` makes of each name and parameter in its stead; weight loaders stay."""
+        for module_name, module in self.named_modules():
+            for key, parameter in list(module.named_parameters(recurse=False)):
+                placed = nn.Parameter(place(f"{module_name}.{key}".lstrip("."), parameter), requires_grad=False)
+                keep_loader(parameter, placed)
+                setattr(module, key, placed)
 
     def quantize(self) -> None:
         """Makes the matrix products of the blocks 8-bit (:mod:`fastvideo.v1.layers.quantization`), an approximation."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from fastvideo.v1.models.packing import Packing, host_buffer
+
 
 class ModelSwap:
     """Keeps the weights of one of ``models`` on ``device``, those of the others in host memory.
@@ -16,7 +18,7 @@ class ModelSwap:
     def __init__(self, models: Sequence[nn.Module], device: torch.device) -> None:
         self._device = device
         self._resident: nn.Module | None = None
-        self._host = {} if device.type == "cpu" else {model: _pinned_copies(model) for model in models}
+        self._host = {} if device.type == "cpu" else {model: _host_copies(model, device) for model in models}
 
     def bring(self, model: nn.Module) -> None:
         """Has ``model`` on the device, in place of the one that was."""
@@ -32,13 +34,11 @@ class ModelSwap:
         self._resident = model
 
 
-def _pinned_copies(model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """Each parameter with its copy; those of a dtype share a block, since a block is rounded up to a power of two."""
-    copies = []
-    for dtype in {parameter.dtype for parameter in model.parameters()}:
-        parameters = [parameter for parameter in model.parameters() if parameter.dtype is dtype]
-        sizes = [parameter.numel() for parameter in parameters]
-        block = torch.empty(sum(sizes), dtype=dtype, pin_memory=True)
-        for parameter, part in zip(parameters, block.split(sizes), strict=True):
-            copies.append((parameter, part.view_as(parameter).copy_(parameter.data)))
-    return copies
+def _host_copies(model: nn.Module, device: torch.device) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Each parameter with its copy."""
+    parameters = list(model.parameters())
+    packing = Packing(parameters)
+    copies = packing.views(host_buffer(packing.num_bytes, device))
+    for parameter, copy in zip(parameters, copies, strict=True):
+        copy.copy_(parameter.data)
+    return list(zip(parameters, copies, strict=True))

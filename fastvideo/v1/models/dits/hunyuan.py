@@ -265,6 +265,7 @@ class HunyuanVideoTransformer3DModel(Model):
     config: HunyuanVideoTransformerConfig
     config_class = HunyuanVideoTransformerConfig
     attends_text_padding = False
+    block_lists = ("context_embedder.blocks", "transformer_blocks", "single_transformer_blocks")
     quantized_modules = (
         "*transformer_blocks.*.attn.to_qkv",
         "*transformer_blocks.*.attn.to_out",

@@ -220,6 +220,7 @@ class WanTransformer3DModel(Model):
     }
     ignored_keys = ("norm_added_q.weight",)
     quantized_modules = ("blocks.*.attn?.to_qkv", "blocks.*.attn?.to_q", "blocks.*.attn?.to_out", "blocks.*.ffn.*")
+    block_lists = ("blocks",)
     float32_modules = ("time_embedder", "scale_shift_table", "norm1", "norm2")
     original_keys = {
         ".self_attn.": ".attn1.",

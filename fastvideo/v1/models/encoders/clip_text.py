@@ -58,6 +58,7 @@ class CLIPTextModel(Model):
     packed_modules: ClassVar[dict[str, tuple[str, ...]]] = CLIP_PACKED_MODULES
     renamed_keys: ClassVar[dict[str, str]] = CLIP_RENAMED_KEYS
     ignored_keys: ClassVar[tuple[str, ...]] = ("position_ids", "text_projection.weight")
+    block_lists: ClassVar[tuple[str, ...]] = ("encoder.layers",)
     config: CLIPTextConfig
 
     def __init__(self, config: CLIPTextConfig) -> None:

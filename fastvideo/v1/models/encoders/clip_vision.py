@@ -72,6 +72,7 @@ class CLIPVisionModel(Model):
         "post_layernorm.bias",
         "visual_projection.weight",
     )
+    block_lists: ClassVar[tuple[str, ...]] = ("encoder.layers",)
     config: CLIPVisionConfig
 
     def __init__(self, config: CLIPVisionConfig) -> None:

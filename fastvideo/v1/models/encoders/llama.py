@@ -148,6 +148,7 @@ class LlamaModel(Model):
     }
     renamed_keys: ClassVar[dict[str, str]] = {"model.": ""}  # in front of every key that a language model saved
     ignored_keys: ClassVar[tuple[str, ...]] = ("lm_head.weight", "rotary_emb.inv_freq")
+    block_lists: ClassVar[tuple[str, ...]] = ("layers",)
     config: LlamaConfig
 
     def __init__(self, config: LlamaConfig) -> None:

@@ -170,6 +170,7 @@ class UMT5EncoderModel(Model):
     packed_modules: ClassVar[dict[str, tuple[str, ...]]] = {"qkv": ("q", "k", "v"), "wi": ("wi_0", "wi_1")}
     # The same tensor as shared.weight, in the files that have it.
     ignored_keys: ClassVar[tuple[str, ...]] = ("encoder.embed_tokens.weight",)
+    block_lists: ClassVar[tuple[str, ...]] = ("encoder.block",)
     config: UMT5Config
 
     def __init__(self, config: UMT5Config) -> None:

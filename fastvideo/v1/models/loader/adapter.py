@@ -56,8 +56,13 @@ def set_adapter(model: Model, uri: str | None, scale: float) -> None:
     """Puts the adapter at ``uri`` beside the weights of ``model``, in place of the one before; None takes it off.
 
     Nothing is merged: ``y = W x + scale * alpha / rank * B (A x)``. Raises ``ValueError``, and changes nothing, if the
-    adapter has more than pairs for linear layers, or if weights are quantized.
+    adapter has more than pairs for linear layers, or if weights are quantized, sharded or offloaded.
     """
+    if uri and model.weights_travel:
+        raise ValueError(
+            "the weights come to the device block by block (shard_weights, layer_offload), so an adapter can only be "
+            f"merged into them: lora_path={uri!r}"
+        )
     if uri and any(isinstance(module, LinearBase) and module.quantized is not None for module in model.modules()):
         raise ValueError(f"the weights are quantized, so an adapter can only be merged into them: lora_path={uri!r}")
     branches: dict[LinearBase, LowRankBranch] = {}

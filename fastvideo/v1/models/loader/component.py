@@ -6,12 +6,15 @@ import torch
 from torch import nn
 
 from fastvideo.v1.attention.layer import select_attention_backends
+from fastvideo.v1.distributed.parallel_state import get_replica_group
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.models.base import Model
+from fastvideo.v1.models.layer_offload import offload_blocks
 from fastvideo.v1.models.loader.adapter import read_adapter
 from fastvideo.v1.models.loader.repository import ModelRepository
 from fastvideo.v1.models.loader.weights import load_weights
 from fastvideo.v1.models.registry import resolve_model
+from fastvideo.v1.models.sharding import shard_blocks
 
 _AUTO_PRECISION = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
@@ -45,6 +48,8 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
     """Component ``name`` of the repository, ready to run on the device that ``args`` choose.
 
     With ``expert_offload`` a second transformer stays in host memory, for :class:`ModelSwap` to bring to the device.
+    With ``shard_weights`` or ``layer_offload`` a model of blocks never has more than its own part, or two blocks and
+    what stands outside them, on the device; the host holds one parameter, or all blocks. A VAE is always whole.
     """
     if name.startswith("tokenizer"):
         return load_tokenizer(repository, name)
@@ -54,29 +59,39 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
         return resolve_model(class_name).from_config(repository.read_json(f"{name}/scheduler_config.json"))
     device = resolve_device(args.device)
     dtype = component_dtype(name, args, device)
-    waits = args.expert_offload and name == "transformer_2"
-    home = torch.device("cpu") if waits else device
-    model = build_model(resolve_model(class_name), repository.read_json(f"{name}/config.json"), home, dtype)
+    model_class = resolve_model(class_name)
+    model = build_model(model_class, repository.read_json(f"{name}/config.json"), _home(name, model_class, args), dtype)
+    if model_class.block_lists and args.shard_weights:
+        shard_blocks(model, get_replica_group(), device)
+    elif model_class.block_lists and args.layer_offload:
+        offload_blocks(model, device)
     deltas = read_adapter(model, args.lora_path, args.lora_scale) if name == "transformer" and args.lora_path else None
-    load_weights(model, repository, name, deltas)
+    load_weights(model, repository, name, deltas, device)
     if name.startswith("transformer") and args.quantization is not None:
         model.quantize()
     select_attention_backends(model, device, dtype, args.attention_backend)
     return model
 
 
+def _home(name: str, model_class: type[Model], args: FastVideoArgs) -> torch.device:
+    """Where the weights of component ``name`` are made; on the meta device, to be placed block by block."""
+    if model_class.block_lists and (args.shard_weights or args.layer_offload):
+        return torch.device("meta")
+    if args.expert_offload and name == "transformer_2":
+        return torch.device("cpu")
+    return resolve_device(args.device)
+
+
 def build_model(model_class: type[Model], config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Model:
     """A model with uninitialised weights in ``dtype`` on ``device``; its ``float32_modules`` stay in float32."""
     with torch.device("meta"):
         model = model_class(model_class.config_class.from_dict(config))
-    for name, module in model.named_modules():
-        for key, param in module.named_parameters(recurse=False):
-            path = [*name.split("."), key]
-            kept = any(part in model.float32_modules for part in path)
-            empty = torch.empty_like(param, dtype=torch.float32 if kept else dtype, device=device)
-            replacement = nn.Parameter(empty, requires_grad=False)
-            replacement.__dict__.update(param.__dict__)
-            setattr(module, key, replacement)
+
+    def empty(name: str, parameter: nn.Parameter) -> torch.Tensor:
+        kept = any(part in model.float32_modules for part in name.split("."))
+        return torch.empty_like(parameter, dtype=torch.float32 if kept else dtype, device=device)
+
+    model.place_parameters(empty)
     model.dtype = dtype
     return model.eval()
 

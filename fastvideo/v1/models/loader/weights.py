@@ -1,4 +1,8 @@
-"""Safetensors shards into a model's parameters, one tensor in memory at a time."""
+"""Safetensors shards into a model's parameters, one tensor in memory at a time.
+
+Of a parameter that is itself sharded, all is gathered in host memory before a rank keeps its part: one parameter at a
+time, or a few where a checkpoint's files part what we merge.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -7,20 +11,30 @@ from typing import TypeAlias
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from fastvideo.v1.layers.low_rank import WeightDelta
 from fastvideo.v1.layers.weight_loading import load_parameter
 from fastvideo.v1.models.base import Model
 from fastvideo.v1.models.loader.repository import ModelRepository
+from fastvideo.v1.models.sharding import gathered_like, keep_part
 
 Target: TypeAlias = tuple[str, int]
 """A parameter's name and a part of it."""
 
+_CPU = torch.device("cpu")
+
 
 def load_weights(
-    model: Model, repository: ModelRepository, folder: str, deltas: Mapping[Target, WeightDelta] | None = None
+    model: Model,
+    repository: ModelRepository,
+    folder: str,
+    deltas: Mapping[Target, WeightDelta] | None = None,
+    device: torch.device = _CPU,
 ) -> None:
     """Fills ``model`` from the shards in ``folder``, each tensor with its own of ``deltas`` added in float32.
+
+    ``device`` is where the sum is made: a CPU and a GPU round it differently.
 
     Raises ``ValueError`` naming the file for a truncated shard, a wrong shape, an unknown key, and naming the folder
     and the first keys for parameters that no shard had.
@@ -29,7 +43,7 @@ def load_weights(
     tensors = (
         (f"{repository.root}/{shard}", key, tensor) for shard in shards for key, tensor in _tensors(repository, shard)
     )
-    assign_weights(model, tensors, f"{repository.root}/{folder}", deltas)
+    assign_weights(model, tensors, f"{repository.root}/{folder}", deltas, device)
 
 
 def assign_weights(
@@ -37,10 +51,12 @@ def assign_weights(
     tensors: Iterable[tuple[str, str, torch.Tensor]],
     origin: str,
     deltas: Mapping[Target, WeightDelta] | None = None,
+    device: torch.device = _CPU,
 ) -> None:
     """Fills ``model`` from (file, key, tensor) triples; errors are those of :func:`load_weights`."""
     parameters = dict(model.named_parameters())
-    missing = {(name, part) for name in parameters for part in range(_num_parts(model, name))}
+    missing = {name: set(range(_num_parts(model, name))) for name in parameters}
+    gathered: dict[str, nn.Parameter] = {}
     for file, key, tensor in tensors:
         target = parameter_of(model, parameters, key)
         if target is None:
@@ -48,16 +64,21 @@ def assign_weights(
                 continue
             raise ValueError(f"{file}: key {key!r} is not of {type(model).__name__}")
         name, part = target
+        parameter = parameters[name]
+        if isinstance(parameter, DTensor):
+            parameter = gathered.setdefault(name, gathered_like(parameter))
         try:
             if deltas and target in deltas:
-                tensor = deltas[target].added_to(tensor, parameters[name].device)
-            load_parameter(parameters[name], tensor, part)
+                tensor = deltas[target].added_to(tensor, device)
+            load_parameter(parameter, tensor, part)
         except ValueError as error:
             raise ValueError(f"{file}: {key}: {error}") from None
-        missing.discard(target)
-    if missing:
-        names = ", ".join(sorted({name for name, _ in missing})[:3])
-        raise ValueError(f"{origin} lacks {len(missing)} weights of {type(model).__name__}: {names}, …")
+        missing[name].discard(part)
+        if name in gathered and not missing[name]:
+            keep_part(parameters[name], gathered.pop(name))
+    if count := sum(map(len, missing.values())):
+        names = ", ".join(sorted(name for name, parts in missing.items() if parts)[:3])
+        raise ValueError(f"{origin} lacks {count} weights of {type(model).__name__}: {names}, …")
 
 
 def parameter_of(model: Model, parameters: Mapping[str, nn.Parameter], key: str) -> Target | None:

@@ -19,6 +19,7 @@ GROUPS = {
     "ulysses": parallel_state.get_ulysses_group,
     "ring": parallel_state.get_ring_group,
     "tensor": parallel_state.get_tp_group,
+    "replica": parallel_state.get_replica_group,
     "model": parallel_state.get_model_group,
 }
 LAYOUTS = {
@@ -44,6 +45,7 @@ def members(layout: ParallelLayout, rank: int) -> dict[str, list[int]]:
         "ulysses": ranks[data, cfg, ring, :, tensor],
         "ring": ranks[data, cfg, :, ulysses, tensor],
         "tensor": ranks[data, cfg, ring, ulysses, :],
+        "replica": ranks[data, :, :, :, tensor],
         "model": ranks[data],
     }
     return {name: group.flatten().tolist() for name, group in groups.items()}
