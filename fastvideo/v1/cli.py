@@ -118,6 +118,12 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     memory.add_argument("--systems", nargs="*", default=[], help="wan21_t2v_14B, …; all that are known by default")
     for name in ("--height", "--width", "--num-frames"):
         memory.add_argument(name, type=int, help="in place of the system's own")
+    parallel = _add_kind(kinds, "parallel", "layouts of several GPUs at full size, their collectives", _bench_parallel)
+    parallel.add_argument("--dry", action="store_true", required=True, help="by arithmetic, without a GPU")
+    parallel.add_argument("--workloads", nargs="*", default=[], help="wan21_t2v_14B_720p, …; all by default")
+    parallel.add_argument("--gpus", nargs="+", type=int, default=[2, 4, 8])
+    parallel.add_argument("--gpu", default="h100", choices=["h100", "h200"])
+    parallel.add_argument("--link", default="nvlink", choices=["nvlink", "pcie"], help="within a node")
     encode = _add_kind(kinds, "encode", "real prompts through the full-size text encoder", _bench_encode)
     encode.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32, 64])
     encode.add_argument("--prompts", type=int, default=944)
@@ -175,6 +181,14 @@ def _bench_memory(options: argparse.Namespace) -> int:
 
     canvas = {name: getattr(options, name) for name in ("height", "width", "num_frames")}
     report(bench_memory(options.systems, canvas), options.json)
+    return 0
+
+
+def _bench_parallel(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.bench.parallel import bench_parallel
+    from fastvideo.v1.entrypoints.bench.report import report
+
+    report(bench_parallel(options.workloads, options.gpus, options.gpu, options.link), options.json)
     return 0
 
 

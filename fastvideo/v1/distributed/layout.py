@@ -49,6 +49,17 @@ class ParallelLayout:
     def size(self) -> int:
         return self.data * self.model_size
 
+    @property
+    def brief(self) -> str:
+        """The factors that are not 1."""
+        names = ("data", "cfg", "ring", "ulysses", "tensor")
+        return " x ".join(f"{name}={getattr(self, name)}" for name in names if getattr(self, name) > 1) or "one GPU"
+
+    @classmethod
+    def all_of(cls, num_gpus: int) -> Iterator["ParallelLayout"]:
+        """Every layout of ``num_gpus``."""
+        return (cls(*sizes) for sizes in _factorizations(num_gpus, 5) if sizes[1] <= 2)
+
     @classmethod
     def of_gpus(
         cls, num_gpus: int, *, cfg_size: int = 1, sp_size: int = 1, ring_size: int = 1, tp_size: int = 1
@@ -83,7 +94,7 @@ class ParallelLayout:
     def nearest(self, num_processes: int) -> "ParallelLayout":
         """The layout of ``num_processes`` whose factors differ least in ratio; ties change the outermost."""
         factors = astuple(self)
-        fitting = (others for others in _factorizations(num_processes, len(factors)) if others[1] <= 2)
+        fitting = (astuple(layout) for layout in self.all_of(num_processes))
         return ParallelLayout(*min(fitting, key=lambda others: (_distance(others, factors), *_ratios(others, factors))))
 
 

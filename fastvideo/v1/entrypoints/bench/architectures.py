@@ -1,8 +1,4 @@
-"""The transformers that can be timed at full size: random weights and inputs, our call and the peer's, arithmetic.
-
-A matrix product of [m, k] by [k, n] counts 2 m k n floating-point operations (PaLM, arXiv 2204.02311, appendix B);
-dense attention of s queries over l keys counts 4 s l d for a width of d. Element-wise work is not counted.
-"""
+"""The transformers that can be timed at full size: random weights and inputs, our call and the peer's."""
 
 import json
 from abc import ABC, abstractmethod
@@ -13,6 +9,7 @@ from typing import Any
 import torch
 
 from fastvideo.v1.models.base import Model
+from fastvideo.v1.models.dits.workload import HUNYUAN_TEXT_TOKENS, WAN_TEXT_TOKENS
 from fastvideo.v1.models.loader.component import build_model
 from fastvideo.v1.models.loader.weights import assign_weights
 from fastvideo.v1.models.registry import resolve_model
@@ -37,10 +34,6 @@ class Architecture(ABC):
     @abstractmethod
     def theirs(self, model: Any, inputs: Tensors, dtype: torch.dtype) -> torch.Tensor:
         """One forward of diffusers' model."""
-
-    @abstractmethod
-    def flops(self, num_tokens: int) -> int:
-        """Floating-point operations that one forward of one video of ``num_tokens`` needs."""
 
     @abstractmethod
     def shortened(self, num_layers: int) -> "Architecture":
@@ -83,7 +76,7 @@ class Architecture(ABC):
 class WanArchitecture(Architecture):
     """Wan2.1 text-to-video: 512 text tokens, a quarter of them real, the rest zero padding that is attended."""
 
-    TEXT_TOKENS = 512
+    TEXT_TOKENS = WAN_TEXT_TOKENS
 
     def random_inputs(self, height: int, width: int, num_frames: int, device: torch.device) -> Tensors:
         text = torch.randn(1, self.TEXT_TOKENS, self.config["text_dim"], device=device)
@@ -99,12 +92,6 @@ class WanArchitecture(Architecture):
 
     def theirs(self, model: Any, inputs: Tensors, dtype: torch.dtype) -> torch.Tensor:
         return model(inputs["latents"].to(dtype), inputs["timestep"], inputs["text"].to(dtype), return_dict=False)[0]
-
-    def flops(self, num_tokens: int) -> int:
-        config, text = self.config, self.TEXT_TOKENS
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        projections = 2 * num_tokens * width * (6 * width + 2 * config["ffn_dim"]) + 4 * text * width * width
-        return config["num_layers"] * (projections + 4 * num_tokens * (num_tokens + text) * width)
 
     def shortened(self, num_layers: int) -> "WanArchitecture":
         return WanArchitecture({**self.config, "num_layers": min(num_layers, self.config["num_layers"])})
@@ -122,7 +109,7 @@ class WanArchitecture(Architecture):
 class HunyuanVideoArchitecture(Architecture):
     """HunyuanVideo text-to-video: 256 text tokens, 90 of them real; ours are without the padding, which is masked."""
 
-    TEXT_TOKENS, REAL_TEXT_TOKENS = 256, 90
+    TEXT_TOKENS, REAL_TEXT_TOKENS = 256, HUNYUAN_TEXT_TOKENS
 
     def random_inputs(self, height: int, width: int, num_frames: int, device: torch.device) -> Tensors:
         mask = torch.arange(self.TEXT_TOKENS, device=device)[None] < self.REAL_TEXT_TOKENS
@@ -144,13 +131,6 @@ class HunyuanVideoArchitecture(Architecture):
         return model(latents, inputs["timestep"], text, inputs["mask"], pooled, inputs["guidance"], return_dict=False)[
             0
         ]
-
-    def flops(self, num_tokens: int) -> int:
-        config, tokens = self.config, num_tokens + self.REAL_TEXT_TOKENS
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        projections = 2 * tokens * width * width * (4 + 2 * config["mlp_ratio"])
-        num_layers = config["num_layers"] + config["num_single_layers"]
-        return int(num_layers * (projections + 4 * tokens * tokens * width))
 
     def shortened(self, num_layers: int) -> "HunyuanVideoArchitecture":
         kinds = ("num_layers", "num_single_layers", "num_refiner_layers")

@@ -13,6 +13,7 @@ from fastvideo.v1.attention.layer import select_attention_backends
 from fastvideo.v1.entrypoints.bench.architectures import Architecture, Tensors, load_architecture
 from fastvideo.v1.entrypoints.bench.roofline import matmul_ceiling
 from fastvideo.v1.entrypoints.bench.timing import interleave
+from fastvideo.v1.models.dits.workload import dit_workload
 from fastvideo.v1.models.loader.component import resolve_device
 
 ERROR_LAYERS = 4
@@ -38,16 +39,17 @@ def bench_dit(
             forward(), forward()
         timings = interleave(forwards, rounds, device)
     ceiling = matmul_ceiling(device, torch.bfloat16)
-    tokens = inputs["latents"][0, 0].numel() // 4
-    flops = architecture.flops(tokens)
+    t, h, w = inputs["latents"].shape[2:]
+    work = dit_workload(architecture.config, (t, h, w), weight_bytes=0)
+    assert work is not None, f"no arithmetic for {model}"
     rows = [
         {
             "case": case,
             "ms": timing.median * 1e3,
             "low": timing.low * 1e3,
             "high": timing.high * 1e3,
-            "tflops": flops / timing.median / 1e12,
-            "of_ceiling": flops / timing.median / ceiling,
+            "tflops": work.flops / timing.median / 1e12,
+            "of_ceiling": work.flops / timing.median / ceiling,
             "error": errors[case],
             "error_ratio": errors[case] / errors["diffusers"],
         }
@@ -56,8 +58,8 @@ def bench_dit(
     return {
         "model": model,
         "canvas": [num_frames, height, width],
-        "tokens": tokens,
-        "tflop": flops / 1e12,
+        "tokens": work.tokens,
+        "tflop": work.flops / 1e12,
         "ceiling_tflops": ceiling / 1e12,
         "rows": rows,
     }

@@ -106,7 +106,7 @@ def _needs(part: Component, canvas: Canvas, device: torch.device) -> tuple[int, 
 
 def build_full_size(part: Component, device: torch.device) -> Model:
     """The component in the dtype that it has on a GPU, its weights uninitialised."""
-    config = json.loads((files("fastvideo.data") / "configs" / f"{part.config}.json").read_text())
+    config = load_config(part.config)
     if "z_dim" in config:  # statistics do not change the memory
         config = {"latents_mean": [0.0] * config["z_dim"], "latents_std": [1.0] * config["z_dim"], **config}
     dtype = component_dtype(part.name, FastVideoArgs(model_path=""), torch.device("cuda"))
@@ -114,6 +114,12 @@ def build_full_size(part: Component, device: torch.device) -> Model:
     if device is META:
         select_attention_backends(model, torch.device("cpu"), dtype, "TORCH_SDPA")
     return model
+
+
+def load_config(name: str) -> dict[str, Any]:
+    """The full-size config of that name, of those that come with the package."""
+    config: dict[str, Any] = json.loads((files("fastvideo.data") / "configs" / f"{name}.json").read_text())
+    return config
 
 
 class LiveMemory(TorchDispatchMode):

@@ -11,19 +11,27 @@ from rich.table import Table
 
 
 def report(figures: dict[str, Any], json_file: str | None) -> None:
-    """Prints ``figures``, their ``rows`` as a table, and writes all to ``json_file`` with the machine they hold on."""
+    """Prints ``figures``, every list of mappings as a table and ``rows`` as the last of them.
+
+    All is written to ``json_file``, with the machine that it holds on.
+    """
     figures = {"machine": machine(), **figures}
     console = Console()
     for name, value in figures.items():
-        if name != "rows":
+        if not _is_table(value):
             console.print(f"{name}: {_text(value)}", highlight=False)
-    if rows := figures.get("rows"):
-        table = Table(*rows[0])
-        for row in rows:
-            table.add_row(*(_text(value) for value in row.values()))
-        console.print(table)
+    for name, rows in sorted(figures.items(), key=lambda item: item[0] == "rows"):
+        if _is_table(rows):
+            table = Table(*rows[0], title=None if name == "rows" else name)
+            for row in rows:
+                table.add_row(*(_text(value) for value in row.values()))
+            console.print(table)
     if json_file:
         Path(json_file).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def machine() -> dict[str, str]:
