@@ -120,6 +120,8 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         print(f"{plan['rejected']} rows are kept out, among them:")
         for row in plan["rejected_rows"]:
             print(f"  {row}")
+    for phase, layout in plan["layouts"].items():
+        print(f"  {phase:8}on {layout}")
     show_status(plan)
 
 

@@ -112,9 +112,10 @@ def _plan(options: argparse.Namespace) -> int:
     from flows.console import show_plan
 
     planned = plan_run(_config(options), write=False)
-    counts = {"samples": planned.num_samples, "new": planned.num_new, "repeated": planned.num_repeated}
+    counts: dict[str, Any] = {"samples": planned.num_samples, "new": planned.num_new, "repeated": planned.num_repeated}
     rejected = [f"{row.source}: {row.reason}" for row in planned.rejected]
     status = summarize(planned.run, planned.scan).to_dict()
+    counts["layouts"] = {str(phase): f"{said.layout.brief}: {said.reason}" for phase, said in planned.layouts.items()}
     _print(options, {**counts, "rejected": planned.num_rejected, "rejected_rows": rejected, **status}, show_plan)
     return 0
 

@@ -9,6 +9,7 @@ import fsspec
 import yaml
 
 from fastvideo.data import PROMPT_LISTS
+from fastvideo.v1.distributed.choice import Goal
 from fastvideo.v1.fastvideo_args import FastVideoArgs, setting
 from fastvideo.v1.sampling_params import SamplingOverrides
 
@@ -50,6 +51,12 @@ class RunConfig:
     wave_size: int = setting(100, "Denoise shards of a wave", ge=1)
     jobs: int = setting(1, "Jobs at once", ge=1)
     processes_per_job: int = setting(1, "Processes of a job, one a GPU", ge=1)
+    goal: Goal = setting(
+        "throughput", "What layouts are chosen for where `engine` sets none: samples an hour, or latency"
+    )
+    gpu_memory: float = setting(
+        79.6, "GiB of a GPU, for the choice of layouts: 79.6 for an H100, 140.4 for an H200", ge=1
+    )
     tries: int = setting(3, "Attempts at a sample before it counts as failed", ge=1)
     checkpoint_every: int = setting(10, "Denoising steps between saves of a long sample's state; 0 saves none", ge=0)
     job_timeout: int = setting(4 * 3600, "Seconds after which a job is killed and its shard retried", ge=1)

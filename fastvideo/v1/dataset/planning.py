@@ -14,6 +14,7 @@ import pyarrow as pa
 from fastvideo.v1.dataset.canonical import digest
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.layout import rejected_path, requests_dir, run_path
+from fastvideo.v1.dataset.phase_layouts import choose_phase_layouts
 from fastvideo.v1.dataset.prompt_row import PromptRow, RejectedRow
 from fastvideo.v1.dataset.prompts import read_prompts
 from fastvideo.v1.dataset.resolve import resolve_run
@@ -24,9 +25,11 @@ from fastvideo.v1.dataset.sample_log import SampleLog
 from fastvideo.v1.dataset.samples import REQUESTS_SCHEMA, read_requests, to_parquet
 from fastvideo.v1.dataset.scan import Scan, scan
 from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.distributed.choice import LayoutChoice
 from fastvideo.v1.logger import init_logger
 from fastvideo.v1.pipelines.describe import PipelineDescription
 from fastvideo.v1.pipelines.inputs import IMAGE_INPUT
+from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.sampling_params import CanvasRule
 
 logger = init_logger(__name__)
@@ -39,6 +42,7 @@ class Plan:
     """``num_samples`` counts the whole run, ``num_new`` what this plan added, ``num_repeated`` equal rows merged.
 
     ``rejected`` holds the first bad rows of ``num_rejected``; the run's folder has up to ten thousand.
+    ``layouts`` are what the phases' jobs work in.
     """
 
     run: Run
@@ -48,6 +52,7 @@ class Plan:
     num_repeated: int
     num_rejected: int
     rejected: tuple[RejectedRow, ...]
+    layouts: Mapping[Phase, LayoutChoice]
 
 
 def plan_run(config: RunConfig, *, write: bool = True) -> Plan:
@@ -58,13 +63,14 @@ def plan_run(config: RunConfig, *, write: bool = True) -> Plan:
     """
     output = Store(config.output)
     run, description = resolve_run(config, output)
+    layouts = choose_phase_layouts(config, description, run.sampling)
     if write:
         for store in (run.output, run.objects):
             store.check_exclusive_create()
     found, index = _add_samples(config, run, description, write)
     if write and not output.create(run_path(run.name), run.to_json()):
         logger.info("run %s goes on: %d samples, %d new", run.name, found["num_samples"], found["num_new"])
-    return Plan(run=run, scan=scan(run, index), **found)
+    return Plan(run=run, scan=scan(run, index), layouts=layouts, **found)
 
 
 def _add_samples(

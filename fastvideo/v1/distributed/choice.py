@@ -31,8 +31,8 @@ def choose_layout(work: Workload, num_gpus: int, goal: Goal, cluster: Cluster | 
     if not possible:
         smallest = min(memory_bytes(work, layout) for layout in _dividing(work, num_gpus))
         raise ValueError(
-            f"num_gpus={num_gpus}: the transformer needs {smallest / GIB:.1f} GiB of each at least, and an "
-            f"{cluster.gpu.name} has {cluster.usable_memory / GIB:.1f} to give; take more or larger GPUs"
+            f"num_gpus={num_gpus}: the transformer needs {smallest / GIB:.1f} GiB of each at least, and one has "
+            f"{cluster.usable_memory / GIB:.1f} to give; take more or larger GPUs"
         )
     costs = {layout: step_cost(work, layout, cluster) for layout in possible}
     weigh = {
@@ -77,7 +77,7 @@ def _is_possible(work: Workload, layout: ParallelLayout, cluster: Cluster) -> bo
 def _reason(
     work: Workload, best: ParallelLayout, costs: dict[ParallelLayout, StepCost], goal: Goal, cluster: Cluster
 ) -> str:
-    usable = f"{cluster.usable_memory / GIB:.1f} GiB of an {cluster.gpu.name}"
+    usable = f"{cluster.usable_memory / GIB:.1f} GiB of a GPU"
     if best.model_size == 1:
         needed = memory_bytes(work, best) / GIB
         why = "samples side by side need no exchange" if best.data > 1 else "one GPU"

@@ -1,0 +1,99 @@
+"""Which layout each phase of a run works in, and why: chosen from the checkpoint, the canvas and the GPUs of a job."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fsspec.core import url_to_fs
+
+from fastvideo.v1.dataset.config import RunConfig
+from fastvideo.v1.distributed.choice import LayoutChoice, choose_for_weights, choose_layout
+from fastvideo.v1.distributed.cluster import GIB, Cluster
+from fastvideo.v1.distributed.cost import Workload
+from fastvideo.v1.distributed.layout import ParallelLayout
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.models.dits.workload import dit_workload
+from fastvideo.v1.models.loader.repository import ModelRepository
+from fastvideo.v1.pipelines.describe import PipelineDescription
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+from fastvideo.v1.sampling_params import SamplingParams
+
+
+def choose_phase_layouts(
+    config: RunConfig, description: PipelineDescription, sampling: SamplingParams
+) -> dict[Phase, LayoutChoice]:
+    """The layout of ``engine.num_gpus`` for each phase: the config's own if it sets a size, else the best for its goal.
+
+    Reads the headers of the checkpoint's weight files where there is a choice. Raises ``ValueError`` when a phase does
+    not fit in the GPUs' memory.
+    """
+    engine = config.engine
+    if engine.num_gpus == 1:
+        return {phase: LayoutChoice(layout=ParallelLayout(), reason="engine.num_gpus=1") for phase in ALL_PHASES}
+    if engine.layout.model_size > 1:
+        choice = LayoutChoice(layout=engine.layout, reason="set by engine's sizes")
+        return dict.fromkeys(ALL_PHASES, choice)
+    gpu = replace(Cluster().gpu, memory=config.gpu_memory * GIB)
+    cluster = replace(Cluster(), gpu=gpu)
+    choices = {}
+    for phase in ALL_PHASES:
+        sizes = {name: _weight_bytes(description.model_root, name, engine) for name in description.components[phase]}
+        work = _workload(description, sampling, _at_once(sizes, engine)) if phase is Phase.DENOISE else None
+        if work is None:
+            choices[phase] = choose_for_weights(sum(sizes.values()), engine.num_gpus, cluster)
+        else:
+            choices[phase] = choose_layout(work, engine.num_gpus, config.goal, cluster)
+    return choices
+
+
+def with_layout(engine: FastVideoArgs, layout: ParallelLayout) -> FastVideoArgs:
+    """``engine`` with the sizes of ``layout``: what the jobs of its phase are started with."""
+    return replace(
+        engine,
+        num_gpus=layout.size,
+        cfg_size=layout.cfg,
+        sp_size=layout.sequence,
+        ring_size=layout.ring,
+        tp_size=layout.tensor,
+    )
+
+
+def _at_once(sizes: Mapping[str, float], engine: FastVideoArgs) -> float:
+    """Bytes of weights that a GPU holds at a time: one expert of two where the other waits in host memory."""
+    return max(sizes.values()) if engine.expert_offload else sum(sizes.values())
+
+
+def _workload(description: PipelineDescription, sampling: SamplingParams, weight_bytes: float) -> Workload | None:
+    """A step of the transformer on the run's canvas; None for an architecture that is not ours."""
+    if "transformer" not in description.components[Phase.DENOISE]:
+        return None
+    config = ModelRepository(description.model_root).read_json("transformer/config.json")
+    patch, rule = config.get("patch_size", 1), description.canvas
+    side = max(1, rule.spatial // (patch if isinstance(patch, int) else patch[1]))
+    frames = (sampling.num_frames - 1) // rule.temporal + 1
+    size = (frames, sampling.height // side, sampling.width // side)
+    return dit_workload(config, size, weight_bytes, 2 if sampling.is_guided else 1)
+
+
+def _weight_bytes(root: str, component: str, engine: FastVideoArgs) -> float:
+    """Bytes of a component's weights in the data type that it has on a GPU."""
+    import torch
+
+    from fastvideo.v1.models.loader.component import component_dtype
+    from fastvideo.v1.models.loader.weights import shard_files
+
+    repository = ModelRepository(root)
+    if not any(name.endswith(".safetensors") for name in repository.files(component)):
+        return 0  # a tokenizer, a scheduler
+    num_values = sum(_num_values(f"{repository.root}/{file}") for file in shard_files(repository, component))
+    return num_values * component_dtype(component, engine, torch.device("cuda")).itemsize
+
+
+def _num_values(uri: str) -> int:
+    """Values of all tensors of a safetensors file, by its header."""
+    fs, path = url_to_fs(uri)
+    (length,) = struct.unpack("<Q", fs.cat_file(path, start=0, end=8))
+    header = json.loads(fs.cat_file(path, start=8, end=8 + length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
