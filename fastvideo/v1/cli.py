@@ -124,6 +124,13 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     parallel.add_argument("--gpus", nargs="+", type=int, default=[2, 4, 8])
     parallel.add_argument("--gpu", default="h100", choices=["h100", "h200"])
     parallel.add_argument("--link", default="nvlink", choices=["nvlink", "pcie"], help="within a node")
+    pipeline = _add_kind(kinds, "pipeline", "a denoise shard: cold start, and how long the GPU waits", _bench_pipeline)
+    pipeline.add_argument("--model", default="wan21_t2v_1.3B", help="of fastvideo/data/configs, or a model directory")
+    pipeline.add_argument("--samples", type=int, default=16)
+    pipeline.add_argument("--layers", type=int, help="in place of the model's own")
+    pipeline.add_argument("--folder", help="where checkpoint and store are written for the time; else the system's own")
+    for name, default in (("--height", 480), ("--width", 832), ("--num-frames", 81), ("--steps", 4)):
+        pipeline.add_argument(name, type=int, default=default)
     encode = _add_kind(kinds, "encode", "real prompts through the full-size text encoder", _bench_encode)
     encode.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32, 64])
     encode.add_argument("--prompts", type=int, default=944)
@@ -189,6 +196,16 @@ def _bench_parallel(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.report import report
 
     report(bench_parallel(options.workloads, options.gpus, options.gpu, options.link), options.json)
+    return 0
+
+
+def _bench_pipeline(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.bench.pipeline import bench_pipeline
+    from fastvideo.v1.entrypoints.bench.report import report
+
+    sampling = {name: getattr(options, name) for name in ("height", "width", "num_frames")}
+    sampling["num_inference_steps"] = options.steps
+    report(bench_pipeline(options.model, options.samples, options.layers, sampling, options.folder), options.json)
     return 0
 
 
