@@ -112,7 +112,8 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     attention.add_argument("--rounds", type=int, default=10)
     cases = ["flash", "sliding", "sliding+kernel", "flex+kernel"]
     attention.add_argument("--cases", nargs="+", default=cases)
-    vae = _add_kind(kinds, "vae", "the Wan VAE's decode at full size, beside diffusers", _bench_vae)
+    vae = _add_kind(kinds, "vae", "a VAE's decode at full size, beside diffusers", _bench_vae)
+    vae.add_argument("--model", default="wan", help="wan or hunyuan")
     _add_canvas(vae, rounds=5, cases=["diffusers+float32", "diffusers+bfloat16", "ours+bfloat16"])
     memory = _add_kind(kinds, "memory", "memory of each phase at full size, computed without a GPU", _bench_memory)
     memory.add_argument("--systems", nargs="*", default=[], help="wan21_t2v_14B, …; all that are known by default")
@@ -178,7 +179,8 @@ def _bench_vae(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.report import report
     from fastvideo.v1.entrypoints.bench.vae import bench_vae
 
-    report(bench_vae(options.height, options.width, options.num_frames, options.cases, options.rounds), options.json)
+    canvas = (options.height, options.width, options.num_frames)
+    report(bench_vae(options.model, *canvas, options.cases, options.rounds), options.json)
     return 0
 
 

@@ -1,33 +1,40 @@
-"""`fastvideo bench vae`: the Wan VAE's decode at full size, beside diffusers, on random weights and latents."""
+"""`fastvideo bench vae`: a VAE's decode at full size, beside diffusers, on random weights and latents."""
 
-import json
 from collections.abc import Callable
-from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
+import diffusers
 import torch
 
+from fastvideo.v1.entrypoints.bench.memory import load_config
 from fastvideo.v1.entrypoints.bench.timing import interleave
 from fastvideo.v1.models.loader.component import build_model, resolve_device
 from fastvideo.v1.models.loader.weights import assign_weights
-from fastvideo.v1.models.vaes.wan import AutoencoderKLWan
+from fastvideo.v1.models.registry import resolve_model
+
+# Config, class (of ours and of diffusers), and whether it decodes in tiles, as its pipeline does by default.
+MODELS = {
+    "wan": ("wan_vae", "AutoencoderKLWan", False),
+    "hunyuan": ("hunyuan_vae", "AutoencoderKLHunyuanVideo", True),
+}
 
 
-def bench_vae(height: int, width: int, num_frames: int, cases: list[str], rounds: int) -> dict[str, Any]:
+def bench_vae(model: str, height: int, width: int, num_frames: int, cases: list[str], rounds: int) -> dict[str, Any]:
     """Seconds, peak memory and error of decoding one video for each case.
 
-    A case is ``ours`` or ``diffusers``, then ``+float32`` or bfloat16. The error is the RMS distance to the first
-    float32 case over its RMS.
+    ``model`` is ``wan`` or ``hunyuan``. A case is ``ours`` or ``diffusers``, then ``+float32`` or bfloat16. The error
+    is the RMS distance to the first float32 case over its RMS.
     """
-    from diffusers import AutoencoderKLWan as Peer
-
+    if model not in MODELS:
+        raise ValueError(f"no VAE {model!r}; there are: {', '.join(MODELS)}")
     device = resolve_device("auto")
     torch.backends.cudnn.benchmark = True
-    config = json.loads((files("fastvideo.data") / "configs" / "wan_vae.json").read_text())
+    config = load_config(MODELS[model][0])
     with torch.device(device):
-        weights = Peer.from_config(config).state_dict()
-    latents = torch.randn(1, config["z_dim"], (num_frames - 1) // 4 + 1, height // 8, width // 8, device=device)
-    decoders = {case: _decoder(case, config, weights, latents, device) for case in cases}
+        weights = _peer_class(model).from_config(config).state_dict()
+    channels = config.get("z_dim") or config["latent_channels"]
+    latents = torch.randn(1, channels, (num_frames - 1) // 4 + 1, height // 8, width // 8, device=device)
+    decoders = {case: _decoder(case, model, config, weights, latents) for case in cases}
     reference = None
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
@@ -45,28 +52,41 @@ def bench_vae(height: int, width: int, num_frames: int, cases: list[str], rounds
     for row in rows:
         timing = timings[row["case"]]
         row |= {"seconds": timing.median, "low": timing.low, "high": timing.high}
-    return {"canvas": [num_frames, height, width], "rows": rows}
+    return {"model": model, "canvas": [num_frames, height, width], "tiles": MODELS[model][2], "rows": rows}
 
 
 def _decoder(
-    case: str, config: dict[str, Any], weights: dict[str, torch.Tensor], latents: torch.Tensor, device: torch.device
+    case: str, name: str, config: dict[str, Any], weights: dict[str, torch.Tensor], latents: torch.Tensor
 ) -> Callable[[], torch.Tensor]:
-    from diffusers import AutoencoderKLWan as Peer
-
     who, _, precision = case.partition("+")
     dtype = getattr(torch, precision or "bfloat16")
+    _, class_name, tiles = MODELS[name]
     if who == "diffusers":
         with torch.device("meta"):
-            peer: Any = Peer.from_config(config)
+            peer = _peer_class(name).from_config(config)
         peer.eval().load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
-        mean, std = (
-            torch.tensor(config[f"latents_{name}"], device=device).view(-1, 1, 1, 1) for name in ("mean", "std")
-        )
-        raw = (latents * std + mean).to(dtype)
-        return lambda: peer.decode(raw, return_dict=False)[0]
-    model = cast(AutoencoderKLWan, build_model(AutoencoderKLWan, config, device, dtype))
+        if tiles:
+            peer.enable_tiling()
+        raw = _denormalized(config, latents).to(dtype)
+        return lambda: peer.decode(raw, return_dict=False)[0].clamp_(-1.0, 1.0)  # its pipeline does, or the VAE itself
+    model: Any = build_model(resolve_model(class_name), config, latents.device, dtype)
     assign_weights(model, (("random weights", key, tensor) for key, tensor in weights.items()), "random weights")
+    model.use_tiling = tiles
     return lambda: model.decode(latents)
+
+
+def _denormalized(config: dict[str, Any], latents: torch.Tensor) -> torch.Tensor:
+    """What diffusers' pipelines make of latents before they decode them."""
+    if "latents_mean" not in config:
+        return latents / config["scaling_factor"]
+    mean, std = (
+        torch.tensor(config[f"latents_{name}"], device=latents.device).view(-1, 1, 1, 1) for name in ("mean", "std")
+    )
+    return latents * std + mean
+
+
+def _peer_class(name: str) -> Any:
+    return getattr(diffusers, MODELS[name][1])
 
 
 def _peak_memory(case: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, float | None]:
