@@ -148,6 +148,7 @@ def _add_kind(
 ) -> argparse.ArgumentParser:
     kind = kinds.add_parser(name, help=text)
     kind.add_argument("--json", metavar="FILE", help="also write the figures here")
+    kind.add_argument("--plot", metavar="PNG", help="also draw the rows here, a bar each")
     kind.set_defaults(run=run)
     return kind
 
@@ -163,7 +164,7 @@ def _bench_dit(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.report import report
 
     figures = bench_dit(options.model, options.height, options.width, options.num_frames, options.cases, options.rounds)
-    report(figures, options.json)
+    report(figures, options.json, options.plot)
     return 0
 
 
@@ -171,7 +172,7 @@ def _bench_attention(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.attention import bench_attention
     from fastvideo.v1.entrypoints.bench.report import report
 
-    report(bench_attention(options.workload, options.cases, options.rounds), options.json)
+    report(bench_attention(options.workload, options.cases, options.rounds), options.json, options.plot)
     return 0
 
 
@@ -180,7 +181,7 @@ def _bench_vae(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.vae import bench_vae
 
     canvas = (options.height, options.width, options.num_frames)
-    report(bench_vae(options.model, *canvas, options.cases, options.rounds), options.json)
+    report(bench_vae(options.model, *canvas, options.cases, options.rounds), options.json, options.plot)
     return 0
 
 
@@ -189,7 +190,7 @@ def _bench_memory(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.report import report
 
     canvas = {name: getattr(options, name) for name in ("height", "width", "num_frames")}
-    report(bench_memory(options.systems, canvas), options.json)
+    report(bench_memory(options.systems, canvas), options.json, options.plot)
     return 0
 
 
@@ -197,7 +198,7 @@ def _bench_parallel(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.parallel import bench_parallel
     from fastvideo.v1.entrypoints.bench.report import report
 
-    report(bench_parallel(options.workloads, options.gpus, options.gpu, options.link), options.json)
+    report(bench_parallel(options.workloads, options.gpus, options.gpu, options.link), options.json, options.plot)
     return 0
 
 
@@ -207,7 +208,11 @@ def _bench_pipeline(options: argparse.Namespace) -> int:
 
     sampling = {name: getattr(options, name) for name in ("height", "width", "num_frames")}
     sampling["num_inference_steps"] = options.steps
-    report(bench_pipeline(options.model, options.samples, options.layers, sampling, options.folder), options.json)
+    report(
+        bench_pipeline(options.model, options.samples, options.layers, sampling, options.folder),
+        options.json,
+        options.plot,
+    )
     return 0
 
 
@@ -215,7 +220,7 @@ def _bench_encode(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.encode import bench_encode
     from fastvideo.v1.entrypoints.bench.report import report
 
-    report(bench_encode(options.batch_sizes, options.prompts), options.json)
+    report(bench_encode(options.batch_sizes, options.prompts), options.json, options.plot)
     return 0
 
 
@@ -223,5 +228,5 @@ def _bench_plan(options: argparse.Namespace) -> int:
     from fastvideo.v1.dataset.benchmark import bench_planning
     from fastvideo.v1.entrypoints.bench.report import report
 
-    report(bench_planning(options.prompts, options.objects), options.json)
+    report(bench_planning(options.prompts, options.objects), options.json, options.plot)
     return 0

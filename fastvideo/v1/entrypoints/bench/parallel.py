@@ -46,7 +46,13 @@ def bench_parallel(workloads: list[str], num_gpus: list[int], gpu: str, link: st
                 for goal in get_args(Goal)
             ]
     assumed = [asdict(part) for part in (cluster.gpu, cluster.inside, cluster.between)]
-    return {"assumed": assumed, "reserved_gib": cluster.reserved / GIB, "collectives": collectives, "rows": rows}
+    return {
+        "modelled": f"{cluster.gpu.name}s linked by {cluster.inside.name}, by arithmetic",
+        "assumed": assumed,
+        "reserved_gib": cluster.reserved / GIB,
+        "collectives": collectives,
+        "rows": rows,
+    }
 
 
 def full_size_workload(system: str, canvas: Canvas, num_branches: int) -> Workload:

@@ -9,11 +9,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fastvideo.v1.entrypoints.bench.plot import plot_rows
 
-def report(figures: dict[str, Any], json_file: str | None) -> None:
+
+def report(figures: dict[str, Any], json_file: str | None, plot_file: str | None = None) -> None:
     """Prints ``figures``, every list of mappings as a table and ``rows`` as the last of them.
 
-    All is written to ``json_file``, with the machine that it holds on.
+    All is written to ``json_file``, with the machine that it holds on; the rows are drawn into ``plot_file``.
     """
     figures = {"machine": machine(), **figures}
     console = Console()
@@ -28,6 +30,15 @@ def report(figures: dict[str, Any], json_file: str | None) -> None:
             console.print(table)
     if json_file:
         Path(json_file).write_text(json.dumps(figures, indent=2) + "\n")
+    if plot_file:
+        plot_rows(figures.get("rows") or [], _title(figures), plot_file)
+
+
+def _title(figures: dict[str, Any]) -> str:
+    """What was measured, and on what; or what it was modelled for."""
+    known = (figures.get(name) for name in ("model", "workload", "canvas"))
+    parts = [" x ".join(map(str, part)) if isinstance(part, list) else str(part) for part in known if part]
+    return ", ".join([*parts, figures.get("modelled") or figures["machine"]["device"]])
 
 
 def _is_table(value: Any) -> bool:
