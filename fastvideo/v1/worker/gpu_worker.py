@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
+from fastvideo.v1.distributed.parallel_state import close_world, init_world
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.models.loader.component import resolve_device
@@ -15,7 +18,7 @@ from fastvideo.v1.pipelines.registry import build_pipeline
 
 
 class GPUWorker:
-    """Owns this rank's device and its pipeline; ``rank`` and ``world_size`` are torchrun's."""
+    """Owns this rank's device, its place in the world and its pipeline; ``rank`` and ``world_size`` are torchrun's."""
 
     def __init__(self, fastvideo_args: FastVideoArgs, phases: Sequence[Phase] = ALL_PHASES) -> None:
         self.fastvideo_args = fastvideo_args
@@ -24,12 +27,28 @@ class GPUWorker:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._pipeline: ComposedPipelineBase | None = None
 
-    def init_device(self) -> torch.device:
-        """Takes the device of this process's local rank."""
+    def init_device(self, timeout: timedelta = timedelta(minutes=10)) -> torch.device:
+        """Takes the device of this process's local rank and joins the others of its layout, if there are any.
+
+        ``timeout`` is how long one waits for another. Raises ``ValueError`` for a layout that is not of all processes.
+        """
+        layout = self.fastvideo_args.layout
+        layout.check_num_processes(self.world_size)
         if self.fastvideo_args.device != "cpu" and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             torch.backends.cudnn.benchmark = True  # the VAE's few shapes recur in every video
-        return resolve_device(self.fastvideo_args.device)
+        device = resolve_device(self.fastvideo_args.device)
+        if layout.size > 1:
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timeout)
+            init_world(layout, device.type, timeout)
+        return device
+
+    def shutdown(self) -> None:
+        """Leaves the world that :meth:`init_device` joined."""
+        close_world()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     @property
     def device_name(self) -> str:
