@@ -21,6 +21,7 @@ from tasks.retries import delay_before_retry, stage_task
 
 STAGE_JOB = "fastvideo.v1.worker.stage_job"
 _MOST_PREEMPTIONS = 20
+_JOB_SETTINGS = ("text_batch_size", "tries", "checkpoint_every", "rank_timeout")
 
 _stop = threading.Event()
 
@@ -76,7 +77,7 @@ def _launch(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
     launch(
         STAGE_JOB,
         _arguments(config, run, shard),
-        nproc=config.processes_per_job,
+        nproc=config.engine.num_gpus,
         log=get_run_logger().info,
         on_event=on_event,
         timeout=config.job_timeout,
@@ -86,7 +87,7 @@ def _launch(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
 
 
 def _arguments(config: RunConfig, run: str, shard: WaveShard) -> list[str]:
-    settings = {name: getattr(config, name) for name in ("text_batch_size", "tries", "checkpoint_every")}
+    settings = {name: getattr(config, name) for name in _JOB_SETTINGS}
     arguments = ["--output", config.output, "--run", run, "--phase", str(shard.phase), "--shard", shard.path]
     return [*arguments, "--engine", json.dumps(asdict(config.engine)), "--settings", json.dumps(settings)]
 

@@ -50,7 +50,6 @@ class RunConfig:
     decode_shard_size: int | None = setting(None, "Samples of a decode shard; without it chosen likewise", ge=1)
     wave_size: int = setting(100, "Denoise shards of a wave", ge=1)
     jobs: int = setting(1, "Jobs at once", ge=1)
-    processes_per_job: int = setting(1, "Processes of a job, one a GPU", ge=1)
     goal: Goal = setting(
         "throughput", "What layouts are chosen for where `engine` sets none: samples an hour, or latency"
     )
@@ -59,6 +58,7 @@ class RunConfig:
     )
     tries: int = setting(3, "Attempts at a sample before it counts as failed", ge=1)
     checkpoint_every: int = setting(10, "Denoising steps between saves of a long sample's state; 0 saves none", ge=0)
+    rank_timeout: int = setting(600, "Seconds that GPUs of one sample wait for each other before the job ends", ge=1)
     job_timeout: int = setting(4 * 3600, "Seconds after which a job is killed and its shard retried", ge=1)
 
 

@@ -93,7 +93,7 @@ def shard_size(run: Run, scan: Scan, config: RunConfig, phase: Phase) -> int:
         return fixed
     seconds = pc.approximate_median(read_ledger(run, phase)["seconds"]).as_py()
     largest = TARGET_SECONDS / seconds if seconds else _UNMEASURED[phase]
-    largest = min(max(int(largest), 1) * config.processes_per_job, _LARGEST)
+    largest = min(max(int(largest), 1) * config.engine.layout.data, _LARGEST)
     shards_per_job = _SHARDS_PER_JOB if config.jobs > 1 else 1
     return max(1, min(largest, math.ceil(scan[phase].missing / (config.jobs * shards_per_job))))
 

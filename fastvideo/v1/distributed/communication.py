@@ -85,6 +85,15 @@ def broadcast_object(value: T, group: "ParallelGroup", source: int = 0) -> T:
     return values[0]
 
 
+def gather_objects(value: T, group: "ParallelGroup") -> list[T]:
+    """All ranks' values in the order of ranks, pickled; for control, not for tensors."""
+    if group.size == 1:
+        return [value]
+    values = [value] * group.size
+    dist.all_gather_object(values, value, group=group.transport)
+    return values
+
+
 def barrier(group: "ParallelGroup") -> None:
     """Returns when every rank of the group has called it."""
     if group.size > 1:

@@ -88,7 +88,7 @@ def init_world(layout: ParallelLayout, device_type: str, timeout: timedelta = ti
     elif layout.size > 1:
         raise RuntimeError(f"layout {layout} needs torch.distributed; call init_process_group() first")
     if layout.size > 1:
-        _world.groups = _build_groups(layout, device_type)
+        _world.groups = _build_groups(layout, device_type) | _build_control_group(layout, timeout)
         _world.layout = layout
         for process_group in _own_process_groups():
             _set_pg_timeout(timeout, process_group)
@@ -146,6 +146,14 @@ def get_model_group() -> ParallelGroup:
     return _get_group("model")
 
 
+def get_control_group() -> ParallelGroup:
+    """The processes of :func:`get_model_group` again, over a transport of its own for objects and CPU tensors.
+
+    What they decide together never stands between the models' collectives, nor waits for a GPU.
+    """
+    return _get_group("control")
+
+
 def _get_group(name: str) -> ParallelGroup:
     return _world.groups.get(name) or ParallelGroup(name)
 
@@ -164,6 +172,13 @@ def _build_groups(layout: ParallelLayout, device_type: str) -> dict[str, Paralle
         if present:
             groups[name] = _group_of(name, meshes[present])
     return groups
+
+
+def _build_control_group(layout: ParallelLayout, timeout: timedelta) -> dict[str, ParallelGroup]:
+    if layout.model_size == 1:
+        return {}
+    transport, _ = dist.new_subgroups(layout.model_size, backend="gloo", timeout=timeout)
+    return {"control": ParallelGroup("control", dist.get_rank(transport), layout.model_size, transport)}
 
 
 def _group_of(name: str, mesh: DeviceMesh) -> ParallelGroup:

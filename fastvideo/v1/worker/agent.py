@@ -4,6 +4,7 @@ import io
 import os
 import sys
 
+from fastvideo.v1.worker.failures import EXIT_PREEMPTED
 from fastvideo.v1.worker.process import AGENT_VARIABLE, die_with_parent
 
 
@@ -13,9 +14,16 @@ def main(arguments: list[str]) -> None:
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)  # what ranks print goes through here; a pipe would hold it back
 
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    torchrun(arguments[1:])
+    try:
+        torchrun(arguments[1:])
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        if first.exitcode == EXIT_PREEMPTED:
+            sys.exit(EXIT_PREEMPTED)
+        raise
 
 
 if __name__ == "__main__":

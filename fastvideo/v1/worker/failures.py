@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+EXIT_PREEMPTED = 75
+"""The exit code of a rank that was :class:`Preempted`, and of its job: ``EX_TEMPFAIL``, try again."""
+
 _DETAIL_LINES = 20
 
 

@@ -18,12 +18,9 @@ from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.registry import build_pipeline
 from fastvideo.v1.sampling_params import SamplingParams
 
-COLLECTIVE_TIMEOUT_VARIABLE = "FASTVIDEO_COLLECTIVE_TIMEOUT"
-"""Seconds after which a rank gives up waiting for another; 600 unless set."""
-
 
 class GPUWorker:
-    """Owns this rank's device and its pipeline; ``rank`` and ``world_size`` are torchrun's."""
+    """Owns this rank's device, its place in the world and its pipeline; ``rank`` and ``world_size`` are torchrun's."""
 
     def __init__(self, fastvideo_args: FastVideoArgs, phases: Sequence[Phase] = ALL_PHASES) -> None:
         self.fastvideo_args = fastvideo_args
@@ -32,29 +29,28 @@ class GPUWorker:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._pipeline: ComposedPipelineBase | None = None
 
-    def init_device(self) -> torch.device:
-        """Takes the device of this process's local rank, and its place in the world if the layout has several.
+    def init_device(self, timeout: timedelta = timedelta(minutes=10)) -> torch.device:
+        """Takes the device of this process's local rank and joins the others of its layout, if there are any.
 
-        Raises ``ValueError`` where there are not as many processes as the layout says.
+        ``timeout`` is how long one waits for another. Raises ``ValueError`` for a layout that is not of all processes.
         """
+        layout = self.fastvideo_args.layout
+        layout.check_num_processes(self.world_size)
         if self.fastvideo_args.device != "cpu" and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             torch.backends.cudnn.benchmark = True  # the VAE's few shapes recur in every video
         device = resolve_device(self.fastvideo_args.device)
-        layout = self.fastvideo_args.layout
         if layout.size > 1:
-            layout.check_num_processes(self.world_size)
-            timeout = timedelta(seconds=float(os.environ.get(COLLECTIVE_TIMEOUT_VARIABLE, "600")))
-            on_gpu = device.type == "cuda"
-            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, device_id=device if on_gpu else None)
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timeout)
             init_world(layout, device.type, timeout)
         return device
 
     def shutdown(self) -> None:
-        """Frees the pipeline, and leaves the world if :meth:`init_device` entered one."""
+        """Frees the pipeline, and leaves the world that :meth:`init_device` joined."""
         self._pipeline = None
-        if self.fastvideo_args.layout.size > 1:
-            close_world()
+        close_world()
+        if dist.is_initialized():
             dist.destroy_process_group()
 
     @property

@@ -3,6 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
+from fastvideo.v1.fastvideo_args import FastVideoArgs
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first that a worker hears: its settings, and for how many seconds it waits for other ranks."""
+
+    fastvideo_args: FastVideoArgs
+    collective_seconds: float
+
 
 @dataclass(frozen=True)
 class Call:

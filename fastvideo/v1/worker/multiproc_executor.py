@@ -23,8 +23,7 @@ from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.worker.executor import Executor
-from fastvideo.v1.worker.gpu_worker import COLLECTIVE_TIMEOUT_VARIABLE
-from fastvideo.v1.worker.messages import Call, Done, Failed, Step
+from fastvideo.v1.worker.messages import Call, Done, Failed, Start, Step
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 2.0  # in which ranks may say why, after the first of them is known to have failed
@@ -101,7 +100,7 @@ class MultiProcExecutor(Executor):
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._workers = [self._spawn(rank, self._store.port) for rank in range(self._size)]
         try:
-            self._ask([self.fastvideo_args] * self._size, None)
+            self._ask([Start(self.fastvideo_args, self.collective_seconds)] * self._size, None)
         except BaseException:  # of one mind or not, workers without a model are of no use
             self._end()
             raise
@@ -117,7 +116,6 @@ class MultiProcExecutor(Executor):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
-            COLLECTIVE_TIMEOUT_VARIABLE: str(self.collective_seconds),
         }
         command = [sys.executable, "-m", "fastvideo.v1.worker.worker_process", str(theirs.fileno()), str(frames_file)]
         with theirs:  # a session of its own, so that Ctrl-C reaches us alone
@@ -148,7 +146,7 @@ class MultiProcExecutor(Executor):
 
     def _ask(
         self,
-        requests: Sequence[Call | FastVideoArgs],
+        requests: Sequence[Call | Start],
         timeout: float | None,
         on_step: Callable[[ForwardBatch], None] | None = None,
     ) -> list[Done]:

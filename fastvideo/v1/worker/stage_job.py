@@ -1,18 +1,23 @@
 """One phase over one shard, as torchrun starts it: ``python -m fastvideo.v1.worker.stage_job``.
 
-Each rank walks its part of the shard and commits item by item. Events go to standard output, one JSON object a line.
+Each model group walks its part of the shard and commits item by item. Events go to standard output, one JSON object a
+line.
 """
 
 import argparse
 import json
 import signal
+import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fastvideo.v1.dataset.failures import record_failure
@@ -21,10 +26,12 @@ from fastvideo.v1.dataset.ledger import LedgerWriter
 from fastvideo.v1.dataset.run import Run, open_run
 from fastvideo.v1.dataset.shards import read_shard
 from fastvideo.v1.dataset.store_errors import StoreMisconfigured
+from fastvideo.v1.distributed.communication import broadcast_object, gather_objects
+from fastvideo.v1.distributed.parallel_state import get_control_group, get_data_group
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.logger import init_logger
 from fastvideo.v1.pipelines.phase import Phase
-from fastvideo.v1.worker.failures import Preempted
+from fastvideo.v1.worker.failures import EXIT_PREEMPTED, Preempted
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs import PHASE_JOBS, InputDamaged, InputMissing, JobSettings, PhaseJob, Product
 from fastvideo.v1.worker.process import die_with_parent
@@ -40,21 +47,39 @@ def emit(event: str, **values: Any) -> None:
     print(json.dumps({"event": event, **values}), flush=True)
 
 
+Pair = tuple[Any, Any]
+"""An item and what it is made from."""
+
+
+@dataclass(frozen=True)
+class SampleFailure:
+    """One line, and where it came from."""
+
+    error: str
+    traceback: str
+
+
 class StageJob:
-    """Walks one rank's groups: inputs are fetched a group ahead, products committed a group behind."""
+    """Walks one rank's groups: inputs are fetched a group ahead, products committed a group behind.
+
+    The ranks of a model group walk in step. Its first rank alone reads and writes the stores and tells of samples; what
+    it found and fetched goes to the others from the main thread, over a transport that no model uses. What happened to
+    a sample on any rank happened on all.
+    """
 
     def __init__(self, job: PhaseJob, ledger: LedgerWriter) -> None:
         self.job = job
         self.ledger = ledger
         self.counts: Counter[str] = Counter()
+        self._group = get_control_group()
 
     def run(self, groups: Sequence[Sequence[Any]]) -> None:
         """Makes every item that is missing; raises :class:`Preempted` between items when the job has to leave."""
         with ThreadPoolExecutor(1) as fetcher, ThreadPoolExecutor(1) as committer:
-            fetches: list[Future[list[tuple[Any, Any]]]] = [fetcher.submit(self._fetch, group) for group in groups[:1]]
+            fetches: list[Future[list[Pair]]] = [fetcher.submit(self._fetch, group) for group in groups[:1]]
             commits: list[Future[None]] = []
             for position in range(len(groups)):
-                pairs = fetches.pop().result()
+                pairs = broadcast_object(fetches.pop().result(), self._group)
                 fetches += [fetcher.submit(self._fetch, group) for group in groups[position + 1 : position + 2]]
                 if self.job.is_stopping():
                     raise Preempted("asked to leave between two items")
@@ -65,10 +90,10 @@ class StageJob:
             for commit in commits:
                 commit.result()
 
-    def _fetch(self, items: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """The items that are still missing, with what they are made from."""
+    def _fetch(self, items: Sequence[Any]) -> list[Pair]:
+        """The items that are still missing, with what they are made from; none but on the group's first rank."""
         pairs = []
-        for item in items:
+        for item in items if self.job.leads else ():
             if self.job.run.objects.exists(self.job.path(item)):
                 self._count("skipped", item.id)
                 continue
@@ -80,41 +105,58 @@ class StageJob:
                 self._count("skipped", item.id, reason=f"its input is missing: {missing}")
         return pairs
 
-    def _make(self, pairs: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Product]]:
+    def _make(self, pairs: Sequence[Pair]) -> list[tuple[Any, Product]]:
         """The products of one group; items of a group that fails on its own account are then tried one by one."""
         if len(pairs) > 1:
-            items, inputs = zip(*pairs, strict=True)
-            try:
-                return list(zip(items, self.job.make(items, inputs), strict=True))
-            except StoreMisconfigured:
-                raise
-            except SAMPLE_ERRORS as error:
-                logger.warning("a group of %d failed, so each is tried alone: %s", len(pairs), error)
-        return [made for item, inputs in pairs for made in self._try(item, inputs)]
+            made = self._attempt(pairs)
+            if not isinstance(made, SampleFailure):
+                return made
+            logger.warning("a group of %d failed, so each is tried alone: %s", len(pairs), made.error)
+        return [product for pair in pairs for product in self._try(pair)]
 
-    def _try(self, item: Any, inputs: Any) -> Iterator[tuple[Any, Product]]:
+    def _try(self, pair: Pair) -> list[tuple[Any, Product]]:
         """The product of one item, or none once it is out of tries and on record."""
+        item, _ = pair
         tries = self.job.settings.tries
+        pairs = [pair]
         for attempt in range(1, tries + 1):
-            try:
-                yield item, next(self.job.make([item], [inputs]))
-                return
-            except StoreMisconfigured:
-                raise
-            except SAMPLE_ERRORS as error:
-                logger.warning("%s failed, attempt %d of %d: %s", item.id, attempt, tries, error)
-                self.job.clean_up(item)  # a state saved on the way to a failure leads there again
-                if attempt == tries:
-                    self._record_failure(item, error)
-                else:
-                    inputs = self.job.fetch(item)  # anew: a failed call may have left its mark on the first
+            made = self._attempt(pairs)
+            if not isinstance(made, SampleFailure):
+                return made
+            logger.warning("%s failed, attempt %d of %d: %s", item.id, attempt, tries, made.error)
+            self.job.clean_up(item)  # a state saved on the way to a failure leads there again
+            if attempt == tries:
+                self._record_failure(item, made)
+            else:  # anew: a failed call may have left its mark on the first
+                pairs = broadcast_object(self._fetch([item]), self._group)
+        return []
 
-    def _record_failure(self, item: Any, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
-        record_failure(self.job.run, self.job.phase, item.id, text, traceback.format_exc(), self.job.settings.tries)
-        self._count("failed", item.id, error=text)
+    def _attempt(self, pairs: Sequence[Pair]) -> list[tuple[Any, Product]] | SampleFailure:
+        """The products of one call, or why it failed on the items' own account, be it on another rank."""
+        made: list[tuple[Any, Product]] = []
+        failure = None
+        try:
+            items, inputs = [item for item, _ in pairs], [inputs for _, inputs in pairs]
+            made = list(zip(items, self.job.make(items, inputs), strict=True))
+        except StoreMisconfigured:
+            raise
+        except SAMPLE_ERRORS as error:
+            failure = SampleFailure(f"{type(error).__name__}: {error}", traceback.format_exc())
+            if self._group.size > 1:  # should the others never come to hear of it
+                logger.warning("a sample failed on this rank: %s", failure.error)
+        failures = [failure for failure in gather_objects(failure, self._group) if failure is not None]
+        return failures[0] if failures else made
+
+    def _record_failure(self, item: Any, failure: SampleFailure) -> None:
+        if not self.job.leads:
+            return
+        tries = self.job.settings.tries
+        record_failure(self.job.run, self.job.phase, item.id, failure.error, failure.traceback, tries)
+        self._count("failed", item.id, error=failure.error)
 
     def _commit(self, item: Any, product: Product) -> None:
+        if not self.job.leads:
+            return self.job.discard(product)
         row = self.job.commit(product)
         self.job.clean_up(item)
         if row is None:
@@ -129,17 +171,19 @@ class StageJob:
 
 
 def run_stage_job(run: Run, phase: Phase, shard: str, worker: GPUWorker, settings: JobSettings) -> None:
-    """Runs ``phase`` over this rank's part of the shard at path ``shard``."""
+    """Runs ``phase`` over this rank's part of the shard at path ``shard``: samples go to model groups in turn."""
     started = time.monotonic()
-    stopping = _stop_on_sigterm()
-    device = worker.init_device()
-    job = PHASE_JOBS[phase](run, worker, settings, stopping)
-    groups = job.groups(read_shard(run, shard))[worker.rank :: worker.world_size]
+    asked = _asked_to_stop()
+    device = worker.init_device(timedelta(seconds=settings.rank_timeout))
+    job = PHASE_JOBS[phase](run, worker, settings, lambda: _any_rank(asked()))
+    data = get_data_group()
+    groups = job.groups(read_shard(run, shard))[data.rank :: data.size]
     worker.load()
     emit("loaded", phase=phase, device=str(device), seconds=round(time.monotonic() - started, 3))
     with LedgerWriter(run, phase) as ledger:
         stage = StageJob(job, ledger)
         stage.run(groups)
+    worker.shutdown()
     counts = {name: stage.counts[name] for name in ("committed", "skipped", "failed", "damaged")}
     emit("done", phase=phase, rank=worker.rank, seconds=round(time.monotonic() - started, 3), **counts)
 
@@ -161,10 +205,16 @@ def engine_settings(run: Run, given: Mapping[str, Any]) -> FastVideoArgs:
     return engine
 
 
-def _stop_on_sigterm() -> Any:
+def _asked_to_stop() -> Callable[[], bool]:
+    """Whether this process has been sent SIGTERM since now."""
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     return lambda: bool(asked)
+
+
+def _any_rank(flag: bool) -> bool:
+    """Whether it holds on some rank of the model group, which all of them ask at the same point."""
+    return bool(get_control_group().all_reduce(torch.tensor(int(flag), device="cpu")))
 
 
 @record
@@ -185,4 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Preempted as left:
+        print(f"preempted: {left}", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)

@@ -50,7 +50,13 @@ def launch(
     job_id = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="fastvideo-job-") as folder:
         error_file = Path(folder, "error.json")
-        environment = {**os.environ, **(env or {}), JOB_VARIABLE: job_id, "TORCHELASTIC_ERROR_FILE": str(error_file)}
+        environment = {
+            **os.environ,
+            **(env or {}),
+            JOB_VARIABLE: job_id,
+            "TORCHELASTIC_ERROR_FILE": str(error_file),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{_GRACE_SECONDS:.0f}",  # for the other ranks, once one has ended
+        }
         command = _command(module, arguments, nproc, log_dir=Path(folder, "logs"))
         output = _Output(log, on_event)
         # Not communicate(): the output is read while the job runs. Its own session, so that Ctrl-C reaches us alone.

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
@@ -17,10 +18,9 @@ from threading import Thread
 import torch
 import torch.distributed as dist
 
-from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.worker.gpu_worker import GPUWorker
-from fastvideo.v1.worker.messages import Call, Done, Failed, Step
+from fastvideo.v1.worker.messages import Call, Done, Failed, Start, Step
 
 
 def serve(control: Connection, frames_file: int) -> None:
@@ -31,9 +31,9 @@ def serve(control: Connection, frames_file: int) -> None:
     while True:
         call = pickle.loads(calls.get())
         try:
-            if isinstance(call, FastVideoArgs):
-                worker = GPUWorker(call)
-                worker.init_device()
+            if isinstance(call, Start):
+                worker = GPUWorker(call.fastvideo_args)
+                worker.init_device(timedelta(seconds=call.collective_seconds))
                 worker.load()
                 answer: Done | Failed = Done(None)
             else:

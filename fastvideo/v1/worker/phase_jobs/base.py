@@ -17,6 +17,7 @@ from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.sample import Sample
 from fastvideo.v1.dataset.samples import to_samples
 from fastvideo.v1.dataset.state_file import DamagedObject, unpack_state
+from fastvideo.v1.distributed.parallel_state import get_control_group
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.phase_state import State
 from fastvideo.v1.worker.gpu_worker import GPUWorker
@@ -39,6 +40,7 @@ class JobSettings:
     text_batch_size: int = 256
     tries: int = 3
     checkpoint_every: int = 10
+    rank_timeout: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class PhaseJob(ABC):
         self.run = run
         self.worker = worker
         self.settings = settings
-        self.is_stopping = is_stopping
+        self.is_stopping = is_stopping  # all ranks of the model group ask at the same point, and hear the same
+        self.leads = get_control_group().rank == 0  # the one rank of the model group that reads and writes the stores
 
     @abstractmethod
     def groups(self, rows: pa.Table) -> list[list[Any]]:
@@ -81,6 +84,11 @@ class PhaseJob(ABC):
 
     def clean_up(self, item: Any) -> None:
         """Removes what only an unfinished item needs."""
+
+    def discard(self, product: Product) -> None:
+        """Frees a product that another rank commits."""
+        if isinstance(product.content, Path):
+            product.content.unlink()
 
     def commit(self, product: Product) -> LedgerRow | None:
         """Stores a product; None if another process had stored it already."""

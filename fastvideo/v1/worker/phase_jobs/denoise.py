@@ -9,6 +9,8 @@ from fastvideo.v1.dataset.layout import input_path, latents_path, step_path
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.sample import Sample, image_input_id, input_id
 from fastvideo.v1.dataset.state_file import DamagedObject, pack_state, unpack_state
+from fastvideo.v1.distributed.communication import barrier
+from fastvideo.v1.distributed.parallel_state import get_control_group
 from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.logger import init_logger
 from fastvideo.v1.models.schedulers.base import SchedulerState
@@ -67,9 +69,10 @@ class DenoiseJob(SampleJob):
             return
         every = self.settings.checkpoint_every
         stopping = self.is_stopping()
-        if stopping or (every and batch.step_index % every == 0):
+        if self.leads and (stopping or (every and batch.step_index % every == 0)):
             self._save(item, batch)
         if stopping:
+            barrier(get_control_group())  # the first rank that leaves ends the job, and must not cut the saving short
             raise Preempted(f"left sample {item.id} after step {batch.step_index} of {len(batch.timesteps)}")
 
     def _save(self, item: Sample, batch: ForwardBatch) -> None:

@@ -191,7 +191,8 @@ def test_shards_follow_measured_seconds_and_the_jobs_at_hand(make_config) -> Non
         for number in range(5):
             ledger.add(LedgerRow(id=str(number), bytes=1, sha256="", started=0.0, seconds=90.0))
     assert shard_size(run, scan(run), config, Phase.DENOISE) == 60
-    assert shard_size(run, scan(run), make_config(*prompts(1), processes_per_job=8), Phase.DENOISE) == 480
+    on_gpus = make_config(*prompts(1), engine={"num_gpus": 16, "sp_size": 2})
+    assert shard_size(run, scan(run), on_gpus, Phase.DENOISE) == 480, "as many samples at once as model groups"
     assert shard_size(run, scan(run), make_config(*prompts(1), shard_size=7), Phase.DENOISE) == 7
 
 

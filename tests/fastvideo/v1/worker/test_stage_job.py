@@ -24,6 +24,7 @@ from fastvideo.v1.dataset.video import probe
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.stages import DenoisingStage
+from fastvideo.v1.worker.failures import EXIT_PREEMPTED
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs import JobSettings
 from fastvideo.v1.worker.stage_job import run_stage_job
@@ -188,7 +189,7 @@ def test_sigterm_saves_the_last_step_and_the_next_job_goes_on_there(tmp_path):
     assert json.loads(job.stdout.readline())["event"] == "loaded"
     time.sleep(0.3)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=30) == 1
+    assert job.wait(timeout=30) == EXIT_PREEMPTED
     (saved,) = (tmp_path / "out").rglob("*.step.safetensors")
     _, scalars = unpack_state(saved.read_bytes(), "step")
     assert 0 < scalars["step_index"] < 40
