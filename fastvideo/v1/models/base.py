@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
 
 from fastvideo.v1.layers.linear import LinearBase
 from fastvideo.v1.logger import init_logger
+
+if TYPE_CHECKING:
+    from fastvideo.v1.models.dits.step_cache import StepCache
 
 logger = init_logger(__name__)
 
@@ -36,7 +39,8 @@ class Model(nn.Module):
     suffixes that a checkpoint may have and the model does not need. ``float32_modules`` are names that stay in float32
     whatever the model's dtype. ``attends_text_padding`` says whether a transformer was trained to see the zeros after a
     text; one that was not gets its text without them. ``quantized_modules`` are patterns of the names of
-    those linear layers that :meth:`quantize` changes: the ones that work on video tokens.
+    those linear layers that :meth:`quantize` changes: the ones that work on video tokens. ``skips_steps`` says whether
+    a transformer's ``forward`` hands its blocks to ``step_cache`` where there is one.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -47,6 +51,8 @@ class Model(nn.Module):
     float32_modules: ClassVar[tuple[str, ...]] = ()
     attends_text_padding: ClassVar[bool] = True
     quantized_modules: ClassVar[tuple[str, ...]] = ()
+    skips_steps: ClassVar[bool] = False
+    step_cache: "StepCache | None" = None  # while a batch is denoised with step skipping
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -56,6 +62,11 @@ class Model(nn.Module):
     def token_grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
         """Tokens along t, h and w of latents ``[b, c, t, h, w]``, for a transformer of video."""
         raise NotImplementedError(f"{type(self).__name__} has no canvas of tokens, so no sliding tiles")
+
+    def check_skips_steps(self) -> None:
+        """Raises ``ValueError`` if this model cannot skip steps."""
+        if not self.skips_steps:
+            raise ValueError(f"{type(self).__name__} cannot skip steps; leave step_skip_threshold empty")
 
     def quantize(self) -> None:
         """Makes the matrix products of the blocks 8-bit (:mod:`fastvideo.v1.layers.quantization`), an approximation."""
