@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import Field, fields
+from dataclasses import Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,14 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     search.add_argument("--dense-steps", type=int, default=12, help="first steps that stay dense")
     _add_sampling(search)
     search.set_defaults(run=_search_tiles)
+    fit = subparsers.add_parser("fit-step-skipping", help="find coefficients for step skipping")
+    fit.add_argument("--model", required=True, help="model directory, URI or cached hub id")
+    fit.add_argument("--prompt", required=True, action="append", help="a prompt to measure on; may be repeated")
+    fit.add_argument("--output", required=True, help="the JSON file to write, for step_skip_rule")
+    fit.add_argument("--first-steps", type=int, default=1, help="first steps that the rule never skips")
+    fit.add_argument("--last-steps", type=int, default=1, help="last steps that the rule never skips")
+    _add_sampling(fit)
+    fit.set_defaults(run=_fit_step_skipping)
     _add_bench(subparsers.add_parser("bench", help="measure this machine"))
 
 
@@ -67,6 +75,16 @@ def _search_tiles(options: argparse.Namespace) -> int:
     windows = search_tiles(options.model, options.prompt, options.candidates, options.dense_steps, **sampling)
     Path(options.output).write_text(json.dumps(windows))
     print(f"{options.output}: {len(windows)} windows")
+    return 0
+
+
+def _fit_step_skipping(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.skip_fit import fit_step_skipping
+
+    sampling = {name: value for name, value in _sampling(options).items() if value is not None}
+    rule = fit_step_skipping(options.model, options.prompt, options.first_steps, options.last_steps, **sampling)
+    Path(options.output).write_text(json.dumps(asdict(rule)))
+    print(f"{options.output}: {', '.join(f'{value:.6g}' for value in rule.coefficients)}")
     return 0
 
 

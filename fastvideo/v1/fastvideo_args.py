@@ -1,5 +1,6 @@
 """What holds for a whole process: the model, its precision, the device and how work is done on it."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -48,6 +49,15 @@ class FastVideoArgs:
     sliding_tile_strategy: str | None = setting(
         None, "URI of the JSON file of windows that SLIDING_TILE_ATTN follows, made for one model and number of steps"
     )
+    step_skip_threshold: float | None = setting(
+        None,
+        "Approximate: leave the transformer's blocks out while the change estimated since they last ran is below this "
+        "(TeaCache); its authors' choice: Wan2.1 1.3B 0.08, 14B 0.2, HunyuanVideo 0.15",
+        ge=0,
+    )
+    step_skip_rule: str | None = setting(
+        None, "URI of the JSON file of coefficients for step_skip_threshold, for models that have none published"
+    )
     vae_tiling: bool | None = setting(
         None,
         "Decode in overlapping spatial tiles: less memory, small blending differences; without it as the model needs",
@@ -80,6 +90,10 @@ class FastVideoArgs:
                 f"sliding_tile_strategy={self.sliding_tile_strategy!r} is for attention_backend SLIDING_TILE_ATTN, not "
                 f"{backend}; set both or neither"
             )
+        if self.step_skip_threshold is None and self.step_skip_rule is not None:
+            raise ValueError(f"step_skip_rule={self.step_skip_rule!r} is for step_skip_threshold; set both or neither")
+        if self.step_skip_threshold is not None and not 0 <= self.step_skip_threshold < math.inf:
+            raise ValueError(f"step_skip_threshold={self.step_skip_threshold} must be a number of at least 0")
         self._check_weights()
 
     def _check_weights(self) -> None:

@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 class ForwardContext:
     """One call's context.
 
-    ``on_step`` is called after each denoising step with the batch, whose ``latents``, ``step_index`` and
-    ``scheduler_state`` then make a complete checkpoint. ``on_frames`` receives decoded frames, uint8 ``[t, h, w, c]``,
-    chunk by chunk in order; with it the batch keeps no frames. ``token_grid`` is the canvas in tokens along t, h and w,
-    and ``tile_strategy`` what sliding tile attention follows. ``inputs`` names the fields of the request that the batch
-    brings where that is a part of one, a text or an image by itself: stages that read others then do not run.
+    ``on_step`` is called after each denoising step with the batch, whose ``latents``, ``step_index``,
+    ``scheduler_state`` and ``skipping_state`` then make a complete checkpoint. ``branch_index`` is 0 while a model
+    follows the text, 1 while it sees what is to be avoided. ``on_frames`` receives decoded frames, uint8
+    ``[t, h, w, c]``, chunk by chunk in order; with it the batch keeps no frames. ``token_grid`` is the canvas in tokens
+    along t, h and w, and ``tile_strategy`` what sliding tile attention follows. ``inputs`` names the fields of the
+    request that the batch brings where that is a part of one, a text or an image by itself: stages that read others
+    then do not run.
     """
 
     step_index: int = 0
+    branch_index: int = 0
     token_grid: tuple[int, int, int] | None = None
     tile_strategy: "TileStrategy | None" = None
     timings: dict[str, float] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from fastvideo.v1.sampling_params import SamplingParams
 KEY_LENGTH = 16
 LORA = "lora"
 TILE_STRATEGY = "sliding_tile_strategy"
+SKIP_RULE = "step_skip_rule"
 EXACT_BACKENDS = frozenset({"FLASH_ATTN", "TORCH_SDPA"})
 _ENGINE_FIELDS = {
     Phase.ENCODE: ("text_encoder_precision",),
@@ -45,6 +46,7 @@ def result_settings(engine: FastVideoArgs) -> dict[str, Any]:
     values = {name: getattr(engine, name) for names in _ENGINE_FIELDS.values() for name in names}
     values |= {"lora_path": engine.lora_path, "lora_scale": engine.lora_scale if engine.lora_path else None}
     values[TILE_STRATEGY] = engine.sliding_tile_strategy
+    values |= {"step_skip_threshold": engine.step_skip_threshold, SKIP_RULE: engine.step_skip_rule}
     backend = attention_backend_name(engine.attention_backend)
     return values | {"attention_backend": None if backend in EXACT_BACKENDS else backend}
 
@@ -58,8 +60,8 @@ def phase_keys(
 ) -> dict[Phase, str]:
     """The keys, each with the one before in it.
 
-    ``fingerprints`` maps the components' names, ``LORA`` and ``TILE_STRATEGY`` if ``engine`` has an adapter or a
-    strategy of sliding tiles; their paths are in no key.
+    ``fingerprints`` maps the components' names, and ``LORA``, ``TILE_STRATEGY`` and ``SKIP_RULE`` if ``engine`` has an
+    adapter, a strategy of sliding tiles or step skipping; their paths are in no key.
     """
     settings = result_settings(engine)
     keys: dict[Phase, str] = {}
@@ -79,6 +81,8 @@ def phase_keys(
             made_by[LORA] = [fingerprints[LORA], engine.lora_scale]
         if phase is Phase.DENOISE and engine.sliding_tile_strategy:
             made_by[TILE_STRATEGY] = fingerprints[TILE_STRATEGY]
+        if phase is Phase.DENOISE and engine.step_skip_threshold is not None:
+            made_by["step_skipping"] = [fingerprints[SKIP_RULE], engine.step_skip_threshold]
         previous = keys[phase] = digest(made_by, KEY_LENGTH)
     return keys
 

@@ -1,6 +1,6 @@
 """From a config to the run it names: the model looked at, every setting decided."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -9,12 +9,13 @@ from fsspec.core import url_to_fs
 from fastvideo.v1.dataset.canonical import digest
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.fingerprint import fingerprint_adapter, fingerprint_component
-from fastvideo.v1.dataset.keys import LORA, TILE_STRATEGY, phase_keys, result_settings
+from fastvideo.v1.dataset.keys import LORA, SKIP_RULE, TILE_STRATEGY, phase_keys, result_settings
 from fastvideo.v1.dataset.layout import run_path
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.store import Store
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.describe import PipelineDescription, describe_pipeline
+from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.sampling_params import SamplingParams
 
 NAME_LENGTH = 12
@@ -53,6 +54,8 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
         fingerprints[LORA] = fingerprint_adapter(engine.lora_path)
     if engine.sliding_tile_strategy:
         fingerprints[TILE_STRATEGY] = _fingerprint_strategy(engine.sliding_tile_strategy, sampling.num_inference_steps)
+    if engine.step_skip_threshold is not None:
+        fingerprints[SKIP_RULE] = _fingerprint_skip_rule(engine.step_skip_rule, description)
     keys = phase_keys(description, fingerprints, engine, sampling, config.video)
     identity = {
         "keys": {str(phase): key for phase, key in keys.items()},
@@ -83,7 +86,7 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
 def _with_whole_paths(engine: FastVideoArgs) -> FastVideoArgs:
     """A job may run in another directory than this."""
     whole = {}
-    for name in ("lora_path", "sliding_tile_strategy"):
+    for name in ("lora_path", "sliding_tile_strategy", "step_skip_rule"):
         if uri := getattr(engine, name):
             fs, path = url_to_fs(uri)
             whole[name] = fs.unstrip_protocol(path)
@@ -96,6 +99,18 @@ def _fingerprint_strategy(uri: str, num_steps: int) -> str:
     strategy = load_strategy(uri)
     strategy.check_steps(num_steps)
     return digest(sorted([*place, *windows] for place, windows in strategy.windows.items()), NAME_LENGTH)
+
+
+def _fingerprint_skip_rule(uri: str | None, description: PipelineDescription) -> str:
+    from fastvideo.v1.models.dits.skip_rule import rule_for
+    from fastvideo.v1.models.loader.repository import INDEX, ModelRepository
+    from fastvideo.v1.models.registry import resolve_model
+
+    repository = ModelRepository(description.model_root)
+    config_class = resolve_model(repository.read_json(INDEX)["transformer"][1]).config_class
+    config = config_class.from_dict(repository.read_json("transformer/config.json"))
+    names = [name for name in description.components[Phase.DENOISE] if name.startswith("transformer")]
+    return digest(asdict(rule_for(config, len(names), uri)), NAME_LENGTH)
 
 
 def _check_backend(engine: FastVideoArgs) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
@@ -11,6 +11,9 @@ from torch import nn
 from fastvideo.v1.layers.linear import LinearBase
 from fastvideo.v1.layers.weight_loading import keep_loader
 from fastvideo.v1.logger import init_logger
+
+if TYPE_CHECKING:
+    from fastvideo.v1.models.dits.step_cache import StepCache
 
 logger = init_logger(__name__)
 
@@ -40,6 +43,7 @@ class Model(nn.Module):
     text; one that was not gets its text without them. ``quantized_modules`` are patterns of the names of
     those linear layers that :meth:`quantize` changes: the ones that work on video tokens. ``block_lists`` names the
     lists of blocks, in the order in which they run: nearly all weights, which need not be on a device all at once.
+    ``skips_steps`` says whether a transformer's ``forward`` hands its blocks to ``step_cache`` where there is one.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -51,6 +55,8 @@ class Model(nn.Module):
     attends_text_padding: ClassVar[bool] = True
     quantized_modules: ClassVar[tuple[str, ...]] = ()
     block_lists: ClassVar[tuple[str, ...]] = ()
+    skips_steps: ClassVar[bool] = False
+    step_cache: "StepCache | None" = None  # while a batch is denoised with step skipping
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -73,6 +79,11 @@ class Model(nn.Module):
                 placed = nn.Parameter(place(f"{module_name}.{key}".lstrip("."), parameter), requires_grad=False)
                 keep_loader(parameter, placed)
                 setattr(module, key, placed)
+
+    def check_skips_steps(self) -> None:
+        """Raises ``ValueError`` if this model cannot skip steps."""
+        if not self.skips_steps:
+            raise ValueError(f"{type(self).__name__} cannot skip steps; leave step_skip_threshold empty")
 
     def quantize(self) -> None:
         """Makes the matrix products of the blocks 8-bit (:mod:`fastvideo.v1.layers.quantization`), an approximation."""

@@ -40,6 +40,7 @@ class ForwardBatch:
     latents: torch.Tensor | None = None  # [b, c, t, h, w] float32: LatentPreparationStage, then DenoisingStage
     step_index: int = 0  # the next step to run: DenoisingStage
     scheduler_state: SchedulerState | None = None  # history of a multistep scheduler: DenoisingStage
+    skipping_state: SchedulerState | None = None  # what step skipping goes on from: DenoisingStage
 
     # decode
     frames: torch.Tensor | None = None  # uint8 [b, t, h, w, c] pixel frames: DecodingStage

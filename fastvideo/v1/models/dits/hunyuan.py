@@ -10,6 +10,7 @@ tokens, ``n`` heads, ``d`` width (``n`` times the head size).
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -266,6 +267,7 @@ class HunyuanVideoTransformer3DModel(Model):
     config_class = HunyuanVideoTransformerConfig
     attends_text_padding = False
     block_lists = ("context_embedder.blocks", "transformer_blocks", "single_transformer_blocks")
+    skips_steps = True
     quantized_modules = (
         "*transformer_blocks.*.attn.to_qkv",
         "*transformer_blocks.*.attn.to_out",
@@ -329,16 +331,31 @@ class HunyuanVideoTransformer3DModel(Model):
         rotary = tokens.take_rows(tables[0]), tokens.take_rows(tables[1])
         video = tokens.take(self.x_embedder(hidden_states))
         text = self.context_embedder(text, timestep)
-        for block in self.transformer_blocks:
-            video, text = block(video, text, condition, rotary, tokens)
-        num_video = video.shape[1]
-        x = torch.cat((video, text), dim=1)
-        for block in self.single_transformer_blocks:
-            x = block(x, condition, rotary, tokens)
+
+        def run_blocks(video: torch.Tensor) -> torch.Tensor:
+            num_video, stream = video.shape[1], text
+            for block in self.transformer_blocks:
+                video, stream = block(video, stream, condition, rotary, tokens)
+            x = torch.cat((video, stream), dim=1)
+            for block in self.single_transformer_blocks:
+                x = block(x, condition, rotary, tokens)
+            return x[:, :num_video].contiguous()
+
+        if self.step_cache is None:
+            video = run_blocks(video)
+        else:
+            video = self.step_cache.run(video, self._first_modulated(video, condition, tokens), run_blocks)
         scale, shift = self.norm_out(condition)
-        out = tokens.gather(self.proj_out(modulated_norm(x[:, :num_video].contiguous(), shift, scale, _EPS)))
+        out = tokens.gather(self.proj_out(modulated_norm(video, shift, scale, _EPS)))
         (t, h, _), (pt, ph, pw) = grid, config.patch
         return rearrange(out, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, pt=pt, ph=ph, pw=pw)
+
+    def _first_modulated(self, video: torch.Tensor, condition: torch.Tensor, tokens: TokenShards) -> torch.Tensor:
+        """What the first block's attention sees of this rank's video tokens, without their filling, ``[b, c, d]``."""
+        first = cast(DoubleStreamBlock, self.transformer_blocks[0])
+        shift, scale, *_ = first.norm1(condition)
+        own = video[:, tokens.places(tokens.group.rank, 1, video.device)]
+        return cast(torch.Tensor, modulated_norm(own, shift, scale, _EPS))
 
     def token_grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
         """Tokens along t, h and w."""

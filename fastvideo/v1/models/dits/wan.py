@@ -221,6 +221,7 @@ class WanTransformer3DModel(Model):
     ignored_keys = ("norm_added_q.weight",)
     quantized_modules = ("blocks.*.attn?.to_qkv", "blocks.*.attn?.to_q", "blocks.*.attn?.to_out", "blocks.*.ffn.*")
     block_lists = ("blocks",)
+    skips_steps = True
     float32_modules = ("time_embedder", "scale_shift_table", "norm1", "norm2")
     original_keys = {
         ".self_attn.": ".attn1.",
@@ -285,8 +286,13 @@ class WanTransformer3DModel(Model):
         tokens = TokenShards(x.shape[1], num_runs=len(time) // len(text))
         x = tokens.take(x.view(len(time), -1, x.shape[-1]))
         rotary = tokens.take_rows(tables[0]), tokens.take_rows(tables[1])
-        for block in self.blocks:
-            x = block(x, text, image, modulation, rotary, tokens)
+
+        def run_blocks(x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = block(x, text, image, modulation, rotary, tokens)
+            return x
+
+        x = run_blocks(x) if self.step_cache is None else self.step_cache.run(x, modulation, run_blocks)
         shift, scale = (self.scale_shift_table + time).float().chunk(2, dim=1)
         x = tokens.gather(self.proj_out(modulated_norm(x, shift, scale, self.config.eps)))
         return unpatchify(x.reshape(len(text), -1, x.shape[-1]), grid, self.config.patch_size)

@@ -1,5 +1,6 @@
 """The loop in which nearly all time is spent."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +13,13 @@ from fastvideo.v1.models.swap import ModelSwap
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.stages.base import PipelineStage
+from fastvideo.v1.pipelines.stages.step_skipping import step_skipping
 
 
 class Condition(NamedTuple):
-    """What one call of the transformer is conditioned on, besides the timestep."""
+    """What one call of the transformer is conditioned on, besides the timestep; ``number`` is 1 for what to avoid."""
 
+    number: int
     text: torch.Tensor | list[torch.Tensor]
     image: torch.Tensor | None
     guidance: torch.Tensor | None
@@ -33,7 +36,8 @@ class DenoisingStage(PipelineStage):
     """Noise to latents, with classifier-free guidance (arXiv 2207.12598) if the request asks for it.
 
     Latents and the scheduler's mathematics are float32; the transformer sees its own dtype. Nothing in the loop waits
-    for the device. A batch with ``scheduler_state`` goes on at its ``step_index``.
+    for the device, unless steps may be skipped (:mod:`fastvideo.v1.models.dits.step_cache`). A batch with
+    ``scheduler_state`` goes on at its ``step_index``.
 
     ``transformer_2``, if there is one, does the steps at timesteps below ``boundary``. ``image_latents`` of a batch are
     further channels of what the transformer sees, or with ``holds_first_frames`` the first latent frames themselves, at
@@ -76,7 +80,6 @@ class DenoisingStage(PipelineStage):
     def forward(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> ForwardBatch:
         assert batch.timesteps is not None and batch.latents is not None
         context = get_forward_context()
-        dtype = self.transformer.dtype
         branches, experts = self._branches(batch), self._experts(batch)
         if fastvideo_args.sliding_tile_strategy is not None:
             context.tile_strategy = self._tile_strategy(fastvideo_args.sliding_tile_strategy, len(batch.timesteps))
@@ -87,19 +90,31 @@ class DenoisingStage(PipelineStage):
             self._swap = ModelSwap([self.transformer, self.transformer_2], batch.latents.device)
         if batch.scheduler_state is not None:
             self.scheduler.load_state_dict(batch.scheduler_state)
-        for index in range(batch.step_index, len(batch.timesteps)):
-            context.step_index = index
-            if self._swap is not None:
-                self._swap.bring(experts[index].transformer)
-            latents, timestep = self._seen(batch, batch.timesteps[index])
-            noise = self._predict(experts[index], latents.to(dtype), timestep, branches)
-            batch.latents = self.scheduler.step(noise, index, batch.latents)
-            batch.step_index = index + 1
-            if context.on_step is not None:
-                batch.scheduler_state = self.scheduler.state_dict()
-                context.on_step(batch)
+        with step_skipping(fastvideo_args, [expert.transformer for expert in experts], len(branches)) as skipping:
+            if skipping is not None and batch.skipping_state is not None:
+                for index, latents in skipping.restore(batch.skipping_state, batch.latents.device):
+                    self._predict_step(replace(batch, latents=latents), index, experts[index], branches)
+            for index in range(batch.step_index, len(batch.timesteps)):
+                if skipping is not None:
+                    skipping.begin(index, batch.latents)
+                noise = self._predict_step(batch, index, experts[index], branches)
+                batch.latents = self.scheduler.step(noise, index, batch.latents)
+                batch.step_index = index + 1
+                if context.on_step is not None:
+                    batch.scheduler_state = self.scheduler.state_dict()
+                    batch.skipping_state = None if skipping is None else skipping.state_dict()
+                    context.on_step(batch)
         batch.latents = self._held(batch)
         return batch
+
+    def _predict_step(self, batch: ForwardBatch, index: int, expert: Expert, branches: list[Condition]) -> torch.Tensor:
+        """The guided flow at step ``index``, float32 ``[b, c, t, h, w]``."""
+        assert batch.timesteps is not None
+        get_forward_context().step_index = index
+        if self._swap is not None:
+            self._swap.bring(expert.transformer)
+        latents, timestep = self._seen(batch, batch.timesteps[index])
+        return self._predict(expert, latents.to(self.transformer.dtype), timestep, branches)
 
     def verify_output(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
         assert batch.latents is not None
@@ -151,9 +166,11 @@ class DenoisingStage(PipelineStage):
         """The guided flow, float32 ``[b, c, t, h, w]``."""
         group = get_cfg_group()
         mine = branches[group.rank :: group.size] or branches  # without guidance both halves do the same
-        flows = [
-            expert.transformer(latents, branch.text, timestep, branch.image, branch.guidance).float() for branch in mine
-        ]
+        flows = []
+        for branch in mine:
+            get_forward_context().branch_index = branch.number
+            flow = expert.transformer(latents, branch.text, timestep, branch.image, branch.guidance)
+            flows.append(flow.float())
         if len(branches) == 1:
             return flows[0]
         conditional, unconditional = group.all_gather(torch.stack(flows), dim=0)
@@ -168,7 +185,10 @@ class DenoisingStage(PipelineStage):
             guidance = torch.full((len(batch.latents),), 1000.0 * batch.sampling.guidance_scale, device=device)
         image = None if batch.image_embeds is None else batch.image_embeds.to(device, dtype)
         prefixes = ("", "negative_") if batch.do_classifier_free_guidance else ("",)
-        return [Condition(self._text(batch, prefix, device, dtype), image, guidance) for prefix in prefixes]
+        return [
+            Condition(number, self._text(batch, prefix, device, dtype), image, guidance)
+            for number, prefix in enumerate(prefixes)
+        ]
 
     def _text(
         self, batch: ForwardBatch, prefix: str, device: torch.device, dtype: torch.dtype

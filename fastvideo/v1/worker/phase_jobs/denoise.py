@@ -79,11 +79,12 @@ class DenoiseJob(SampleJob):
         assert batch.latents is not None and batch.scheduler_state is not None
         tensors: dict[str, torch.Tensor] = {"latents": batch.latents}
         scalars: dict[str, int | float] = {"step_index": batch.step_index}
-        for name, value in batch.scheduler_state.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"scheduler.{name}"] = value
-            else:
-                scalars[f"scheduler.{name}"] = value
+        for owner, state in (("scheduler", batch.scheduler_state), ("skipping", batch.skipping_state or {})):
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{owner}.{name}"] = value
+                else:
+                    scalars[f"{owner}.{name}"] = value
         data = pack_state(tensors, scalars)
         self.run.objects.overwrite(self._step_path(item), data)
         self._with_steps.add(item.id)
@@ -98,10 +99,14 @@ class DenoiseJob(SampleJob):
             return
         self._with_steps.add(item.id)
         batch.latents, batch.step_index = tensors.pop("latents"), scalars.pop("step_index")
-        state: SchedulerState = dict(tensors)
-        state.update(scalars)
-        batch.scheduler_state = {name.removeprefix("scheduler."): value for name, value in state.items()}
+        batch.scheduler_state = _part_of("scheduler.", tensors, scalars)
+        batch.skipping_state = _part_of("skipping.", tensors, scalars) or None
         logger.info("sample %s goes on after step %d", item.id, batch.step_index)
 
     def _step_path(self, item: Sample) -> str:
         return step_path(self.run.keys[Phase.DENOISE], item.id)
+
+
+def _part_of(prefix: str, tensors: dict[str, torch.Tensor], scalars: dict[str, int | float]) -> SchedulerState:
+    state: SchedulerState = {**tensors, **scalars}
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
