@@ -114,6 +114,12 @@ class FastVideoArgs:
                 f"{ways[0]}=True and quantization={self.quantization!r} exclude each other; weights are quantized "
                 "whole and on the GPU: leave one of them out"
             )
+        if ways and ways != ["expert_offload"] and self.step_skip_threshold is not None:
+            raise ValueError(
+                f"{ways[0]}=True and step_skip_threshold={self.step_skip_threshold} exclude each other; processes that "
+                "wait for each other's blocks may not leave them out on their own, nor look into the first one: leave "
+                "one of them out"
+            )
         if self.shard_weights and self.layout.cfg * self.layout.sequence == 1:
             raise ValueError(
                 f"shard_weights=True shares weights out over cfg x ring x ulysses, which is 1 in layout {self.layout}; "

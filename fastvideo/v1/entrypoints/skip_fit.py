@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from fastvideo.v1.entrypoints.video_generator import VideoGenerator
+from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import get_forward_context
 from fastvideo.v1.models.dits.skip_rule import SkipRule
 from fastvideo.v1.models.dits.step_cache import Blocks, l1_change
+from fastvideo.v1.worker.executor import UniProcExecutor
 
 DEGREE = 4
 
@@ -70,8 +72,8 @@ def fit_step_skipping(
 
     Two experts share one rule. Polynomials hold where they were fitted: take the steps that runs will have.
     """
-    generator = VideoGenerator.from_pretrained(model)
-    pipeline = generator.worker.pipeline
+    executor = UniProcExecutor(FastVideoArgs(model_path=model))
+    generator, pipeline = VideoGenerator(executor), executor.worker.pipeline
     request = pipeline.sampling_defaults().with_overrides(**sampling)
     recorders = []
     for transformer in (

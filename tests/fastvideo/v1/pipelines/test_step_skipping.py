@@ -49,7 +49,7 @@ def count_blocks(generator: VideoGenerator, monkeypatch: pytest.MonkeyPatch) -> 
     """Calls of each transformer's first block from now on."""
     calls: Counter[str] = Counter()
     for name in ("transformer", "transformer_2"):
-        if (model := generator.worker.pipeline.modules.get(name)) is not None:
+        if (model := generator.executor.worker.pipeline.modules.get(name)) is not None:
             model.blocks[0].register_forward_hook(lambda *_, name=name: calls.update([name]))
     return calls
 
@@ -70,7 +70,7 @@ def test_first_and_last_steps_alone_are_computed_if_no_change_counts(rule, monke
     calls = count_blocks(generator, monkeypatch)
     generator.generate_video(PROMPT, num_inference_steps=6)
     assert calls == {"transformer": 2 * 2}, "two steps of two branches"
-    assert generator.worker.pipeline.get_module("transformer").step_cache is None
+    assert generator.executor.worker.pipeline.get_module("transformer").step_cache is None
 
 
 def test_the_error_grows_with_the_threshold_and_is_bounded(rule, monkeypatch):
@@ -140,6 +140,9 @@ def test_settings_must_make_sense():
     for threshold in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="must be a number of at least 0"):
             FastVideoArgs(step_skip_threshold=threshold)
+    for way in ({"layer_offload": True}, {"shard_weights": True, "num_gpus": 2, "cfg_size": 2}):
+        with pytest.raises(ValueError, match=r"=True and step_skip_threshold=0\.1 exclude each other"):
+            FastVideoArgs(step_skip_threshold=0.1, **way)
 
 
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any], torch.Tensor, list[SchedulerState]]
