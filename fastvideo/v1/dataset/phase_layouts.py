@@ -40,9 +40,10 @@ def choose_phase_layouts(
     choices = {}
     for phase in ALL_PHASES:
         sizes = {name: _weight_bytes(description.model_root, name, engine) for name in description.components[phase]}
-        work = _workload(description, sampling, _at_once(sizes, engine)) if phase is Phase.DENOISE else None
+        held = _held_at_once(sizes, engine)
+        work = _workload(description, sampling, held) if phase is Phase.DENOISE else None
         if work is None:
-            choices[phase] = choose_for_weights(sum(sizes.values()), engine.num_gpus, cluster)
+            choices[phase] = choose_for_weights(held, engine.num_gpus, cluster)
         else:
             choices[phase] = choose_layout(work, engine.num_gpus, config.goal, cluster)
     return choices
@@ -60,9 +61,16 @@ def with_layout(engine: FastVideoArgs, layout: ParallelLayout) -> FastVideoArgs:
     )
 
 
-def _at_once(sizes: Mapping[str, float], engine: FastVideoArgs) -> float:
-    """Bytes of weights that a GPU holds at a time: one expert of two where the other waits in host memory."""
-    return max(sizes.values()) if engine.expert_offload else sum(sizes.values())
+def _held_at_once(sizes: Mapping[str, float], engine: FastVideoArgs) -> float:
+    """Bytes of weights that a GPU holds at a time, of components of these sizes, where others wait in host memory."""
+    waiting = {
+        name
+        for name in sizes
+        if engine.layer_offload and name.startswith(("transformer", "text_encoder"))  # all but a block or two
+    }
+    if engine.expert_offload and "transformer_2" in sizes:
+        waiting = {min(("transformer", "transformer_2"), key=lambda name: sizes[name])}
+    return sum(size for name, size in sizes.items() if name not in waiting)
 
 
 def _workload(description: PipelineDescription, sampling: SamplingParams, weight_bytes: float) -> Workload | None:

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from fastvideo.v1.dataset.phase_layouts import with_layout
+from fastvideo.v1.dataset.phase_layouts import _held_at_once, with_layout
 from fastvideo.v1.dataset.planning import plan_run
 from fastvideo.v1.distributed.layout import ParallelLayout
+from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 
 ROW = json.dumps({"prompt": "a red circle"})
@@ -52,3 +53,12 @@ def test_an_engine_takes_the_sizes_of_a_layout_and_the_run_keeps_its_name(make_c
     assert with_layout(config.engine, layout).layout == layout
     one = plan_run(make_config(ROW), write=False).run
     assert plan_run(config, write=False).run.keys == one.keys
+
+
+@pytest.mark.parametrize(
+    "engine, held",
+    [({}, 5 + 3), ({"expert_offload": True}, 5), ({"layer_offload": True}, 0)],
+)
+def test_weights_that_wait_in_host_memory_take_no_room(engine, held):
+    assert _held_at_once({"transformer": 3.0, "transformer_2": 5.0}, FastVideoArgs(**engine)) == held
+    assert _held_at_once({"vae": 2.0}, FastVideoArgs(**engine)) == 2
