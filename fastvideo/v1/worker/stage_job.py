@@ -156,7 +156,7 @@ class StageJob:
 
     def _commit(self, item: Any, product: Product) -> None:
         if not self.job.leads:
-            return self.job.discard(product)
+            return
         row = self.job.commit(product)
         self.job.clean_up(item)
         if row is None:

@@ -24,6 +24,11 @@ from typing import IO, Any
 from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure, classify
 from fastvideo.v1.worker.process import JOB_VARIABLE, kill_job
 
+NNODES_VARIABLE = "FASTVIDEO_NNODES"
+RDZV_ENDPOINT_VARIABLE = "FASTVIDEO_RDZV_ENDPOINT"
+RDZV_ID_VARIABLE = "FASTVIDEO_RDZV_ID"
+NODE_RANK_VARIABLE = "FASTVIDEO_NODE_RANK"
+
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
 _LINES_PER_RECORD, _SECONDS_PER_RECORD = 50, 1.0
@@ -43,6 +48,8 @@ def launch(
 ) -> None:
     """Runs ``python -m module arguments`` in ``nproc`` ranks on this host; returns when all of them succeeded.
 
+    A job of several nodes (:func:`rendezvous`) is launched on each of them, and ends on all when it ends on one.
+
     Lines of standard output that are JSON objects with an "event" go to ``on_event``, all others to ``log``, several
     to a call; both are called from this thread. ``timeout`` is in seconds. Setting ``stop`` asks the job to end
     (SIGTERM, then SIGKILL after 10 s). Raises :class:`JobFailed`.
@@ -50,14 +57,8 @@ def launch(
     job_id = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="fastvideo-job-") as folder:
         error_file = Path(folder, "error.json")
-        environment = {
-            **os.environ,
-            **(env or {}),
-            JOB_VARIABLE: job_id,
-            "TORCHELASTIC_ERROR_FILE": str(error_file),
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{_GRACE_SECONDS:.0f}",  # for the other ranks, once one has ended
-        }
-        command = _command(module, arguments, nproc, log_dir=Path(folder, "logs"))
+        environment = {**os.environ, **(env or {}), JOB_VARIABLE: job_id, "TORCHELASTIC_ERROR_FILE": str(error_file)}
+        command = _command(module, arguments, nproc, environment, log_dir=Path(folder, "logs"))
         output = _Output(log, on_event)
         # Not communicate(): the output is read while the job runs. Its own session, so that Ctrl-C reaches us alone.
         process = subprocess.Popen(
@@ -75,9 +76,32 @@ def launch(
             raise JobFailed(classify(error_file, process.returncode, list(output.tail)))
 
 
-def _command(module: str, arguments: Sequence[str], nproc: int, log_dir: Path) -> list[str]:
-    torchrun = ["--nnodes=1", f"--nproc-per-node={nproc}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    torchrun += [
+def rendezvous(environment: Mapping[str, str]) -> list[str]:
+    """torchrun's arguments for the nodes of a job: this one, or as many as ``FASTVIDEO_NNODES`` says.
+
+    They meet at ``FASTVIDEO_RDZV_ENDPOINT``, ``HOST:PORT`` of the first, under ``FASTVIDEO_RDZV_ID``. Which one is
+    first follows from the host's name, unless ``FASTVIDEO_NODE_RANK`` says. Raises ``ValueError`` without an endpoint.
+    """
+    nnodes, endpoint = environment.get(NNODES_VARIABLE, "1"), environment.get(RDZV_ENDPOINT_VARIABLE)
+    if nnodes == "1":
+        return ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    if not nnodes.isdigit() or not endpoint:
+        raise ValueError(
+            f"{NNODES_VARIABLE}={nnodes} must be a number of nodes, and {RDZV_ENDPOINT_VARIABLE}={endpoint} the "
+            "HOST:PORT where they meet; set both, or neither for one node"
+        )
+    meeting = [f"--nnodes={nnodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
+    if node_rank := environment.get(NODE_RANK_VARIABLE):
+        meeting.append(f"--rdzv-conf=is_host={int(node_rank == '0')}")
+    return [*meeting, f"--rdzv-id={environment.get(RDZV_ID_VARIABLE, 'fastvideo')}"]
+
+
+def _command(
+    module: str, arguments: Sequence[str], nproc: int, environment: Mapping[str, str], log_dir: Path
+) -> list[str]:
+    torchrun = [
+        *rendezvous(environment),
+        f"--nproc-per-node={nproc}",
         "--max-restarts=0",
         f"--log-dir={log_dir}",
         "--tee=3",

@@ -85,11 +85,6 @@ class PhaseJob(ABC):
     def clean_up(self, item: Any) -> None:
         """Removes what only an unfinished item needs."""
 
-    def discard(self, product: Product) -> None:
-        """Frees a product that another rank commits."""
-        if isinstance(product.content, Path):
-            product.content.unlink()
-
     def commit(self, product: Product) -> LedgerRow | None:
         """Stores a product; None if another process had stored it already."""
         store = self.run.objects

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,18 +14,25 @@ import pytest
 
 from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure
 from fastvideo.v1.worker.process import JOB_VARIABLE, job_processes
-from fastvideo.v1.worker.torchrun import launch, parse_event
+from fastvideo.v1.worker.torchrun import launch, parse_event, rendezvous
 
 JOBS = Path(__file__).parent
 ENV = {"PYTHONPATH": os.pathsep.join([str(JOBS), *sys.path]), "OMP_NUM_THREADS": "1"}
 
 
-def run_job(*actions, nproc=1, timeout=60.0, stop=None):
+def run_job(*actions, nproc=1, timeout=60.0, stop=None, env=None):
     """What the job logged, its events, and how it failed (None if it did not)."""
     logged, events = [], []
     try:
         launch(
-            "jobs", actions, nproc=nproc, log=logged.append, on_event=events.append, timeout=timeout, env=ENV, stop=stop
+            "jobs",
+            actions,
+            nproc=nproc,
+            log=logged.append,
+            on_event=events.append,
+            timeout=timeout,
+            env=ENV | (env or {}),
+            stop=stop,
         )
     except JobFailed as error:
         return "\n".join(logged), events, error.failure
@@ -174,3 +182,23 @@ def test_ranks_die_with_what_started_them(tmp_path, victim):
     finally:
         launcher.kill()
         launcher.wait()
+
+
+def test_two_nodes_make_one_job():
+    """Two launches on this host that meet under one endpoint."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+    meeting = {"FASTVIDEO_NNODES": "2", "FASTVIDEO_RDZV_ENDPOINT": endpoint, "FASTVIDEO_RDZV_ID": "one-job"}
+    with ThreadPoolExecutor(2) as pool:
+        nodes = [
+            pool.submit(run_job, "event=up", env=meeting | {"FASTVIDEO_NODE_RANK": str(node)}) for node in range(2)
+        ]
+        outcomes = [node.result(timeout=60) for node in nodes]
+    assert [failure for _, _, failure in outcomes] == [None, None], outcomes
+    assert sorted(event["rank"] for _, events, _ in outcomes for event in events) == [0, 1]
+
+
+def test_nodes_without_a_place_to_meet_are_refused():
+    with pytest.raises(ValueError, match=r"FASTVIDEO_RDZV_ENDPOINT=None the HOST:PORT where they meet; set both"):
+        rendezvous({"FASTVIDEO_NNODES": "2"})
