@@ -126,12 +126,6 @@ class FastVideoArgs:
                 "data groups work at their own pace, and tensor groups hold other weights: set sp_size or cfg_size to "
                 "2 or more, or leave shard_weights out"
             )
-        if self.shard_weights and self.layout.cfg > 1 and self.step_skip_threshold is not None:
-            raise ValueError(
-                f"shard_weights=True and step_skip_threshold={self.step_skip_threshold} exclude each other at "
-                f"cfg_size={self.cfg_size}; a branch that skips a step would not gather weights with the other: "
-                "set cfg_size=1 and a larger sp_size"
-            )
 
     @property
     def layout(self) -> ParallelLayout:

@@ -124,7 +124,3 @@ def test_what_keeps_weights_away_comes_alone():
         FastVideoArgs(num_gpus=2, sp_size=2, shard_weights=True, layer_offload=True)
     with pytest.raises(ValueError, match="shard_weights=True and quantization='fp8' exclude each other"):
         FastVideoArgs(num_gpus=2, sp_size=2, shard_weights=True, quantization="fp8")
-    skipping = {"step_skip_threshold": 0.1, "shard_weights": True}
-    with pytest.raises(ValueError, match=r"step_skip_threshold=0.1 exclude each other at cfg_size=2; .* cfg_size=1"):
-        FastVideoArgs(num_gpus=2, cfg_size=2, **skipping)
-    FastVideoArgs(num_gpus=2, sp_size=2, **skipping)
