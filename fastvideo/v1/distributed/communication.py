@@ -67,6 +67,33 @@ def start_shift(tensor: torch.Tensor, group: "ParallelGroup") -> tuple[torch.Ten
     return received, dist.batch_isend_irecv(transfers)
 
 
+def exchange_halo(
+    tensor: torch.Tensor, dim: int, group: "ParallelGroup"
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The last slice of the rank before and the first of the rank after: ``[..., s, ...]`` to two ``[..., 1, ...]``.
+
+    None stands for a neighbour that is not there: before the first rank, after the last, on both sides at size 1. ``s``
+    is ``dim`` and may differ between ranks.
+    """
+    if group.size == 1:
+        return None, None
+    transport = group.transport
+    received: list[torch.Tensor | None] = []
+    transfers = []
+    for neighbour, place in ((group.rank - 1, 0), (group.rank + 1, tensor.shape[dim] - 1)):
+        if not 0 <= neighbour < group.size:
+            received.append(None)
+            continue
+        edge = tensor.narrow(dim, place, 1).contiguous()
+        other = torch.empty_like(edge)
+        received.append(other)
+        transfers.append(dist.P2POp(dist.isend, edge, group=transport, group_peer=neighbour))
+        transfers.append(dist.P2POp(dist.irecv, other, group=transport, group_peer=neighbour))
+    for transfer in dist.batch_isend_irecv(transfers):
+        transfer.wait()
+    return received[0], received[1]
+
+
 def broadcast(tensor: torch.Tensor, group: "ParallelGroup", source: int = 0) -> torch.Tensor:
     """``[...]`` of the group's rank ``source`` to all ranks' ``[...]``, in place where ``tensor`` is contiguous."""
     if group.size == 1:

@@ -106,13 +106,9 @@ def group_affine(
     x: torch.Tensor, bias: torch.Tensor | None, weight: torch.Tensor, shift: torch.Tensor, num_groups: int, eps: float
 ) -> torch.Tensor:
     """Factors and summands ``[b, 2, c]`` that make ``group_norm(x + bias) * weight + shift`` of ``x`` itself."""
-    b, c, t, h, w = x.shape
-    num_rows, block = t * h * w, triton.next_power_of_2(c)
-    num_blocks = triton.cdiv(num_rows, ROWS_PER_MOMENT)
-    moments = torch.empty(b, num_blocks, 2, c, device=x.device, dtype=torch.float32)
-    _moments_kernel[(num_blocks, b)](
-        x, moments, num_rows, c, x.stride(0), SPAN=ROWS_PER_MOMENT, ROWS=_rows(block), BLOCK=block, num_warps=8
-    )
+    b, c = x.shape[:2]
+    moments, num_rows = _moments(x)
+    num_blocks = moments.shape[1]
     affine = torch.empty(b, 2, c, device=x.device, dtype=torch.float32)
     group = c // num_groups
     _affine_kernel[(num_groups, b)](
@@ -120,6 +116,17 @@ def group_affine(
         HAS_BIAS=bias is not None, GROUP=group, SPAN=ROWS_PER_MOMENT, BLOCKS=128, BLOCK=triton.next_power_of_2(group),
     )  # fmt: skip
     return affine
+
+
+def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of each channel over frames, rows and columns, float32: two ``[b, c]``."""
+    moments, num_rows = _moments(x)
+    means, squares = moments.unbind(2)
+    firsts = torch.arange(0, num_rows, ROWS_PER_MOMENT, device=x.device)
+    shares = ((num_rows - firsts).clamp(max=ROWS_PER_MOMENT) / num_rows)[:, None]
+    mean = (means * shares).sum(1)
+    distances = means - mean[:, None]
+    return mean, (squares / num_rows + distances.square() * shares).sum(1)
 
 
 def replicate(x: torch.Tensor, scale: tuple[int, int, int], affine: torch.Tensor | None) -> torch.Tensor:
@@ -138,6 +145,18 @@ def replicate(x: torch.Tensor, scale: tuple[int, int, int], affine: torch.Tensor
         HAS_AFFINE=affine is not None, FRAMES=frames, SPACE=space, ROWS=_rows(block), BLOCK=block, num_warps=8,
     )  # fmt: skip
     return out
+
+
+def _moments(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Of each block of rows the channels' means and summed squared distances, ``[b, blocks, 2, c]``; and all rows."""
+    b, c, t, h, w = x.shape
+    num_rows, block = t * h * w, triton.next_power_of_2(c)
+    num_blocks = triton.cdiv(num_rows, ROWS_PER_MOMENT)
+    moments = torch.empty(b, num_blocks, 2, c, device=x.device, dtype=torch.float32)
+    _moments_kernel[(num_blocks, b)](
+        x, moments, num_rows, c, x.stride(0), SPAN=ROWS_PER_MOMENT, ROWS=_rows(block), BLOCK=block, num_warps=8
+    )
+    return moments, num_rows
 
 
 def _rows(block: int) -> int:

@@ -23,6 +23,7 @@ from torch import nn
 from fastvideo.v1.models.base import ModelConfig
 from fastvideo.v1.models.vaes.base import VideoAutoencoder
 from fastvideo.v1.models.vaes.channels_last import add_bias_residual, convolve, use_channels_last
+from fastvideo.v1.models.vaes.row_bands import get_bands, split_rows, use_bands
 from fastvideo.v1.models.vaes.tiling import TileGrid, process_spans, process_tiles
 
 # Tiles of 256 pixels every 192, spans of 16 frames every 12, as diffusers has them.
@@ -83,7 +84,28 @@ class GroupNorm(nn.GroupNorm):
         # Contiguous, because PyTorch's channels-last kernel for CPUs adds up in float32 number after number: over a
         # large map its result is 500 times less exact.
         x = x.float().contiguous()
+        if get_bands().group.size > 1:
+            scale, shift = self.linear_map(x, None).view(len(x), 2, -1, 1, 1, 1).unbind(1)
+            return x * scale + shift
         return F.group_norm(x, self.num_groups, self.weight.float(), self.bias.float(), self.eps)
+
+    def linear_map(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Factors and summands ``[b 2 c]`` that make the norm of ``x + bias`` out of ``x``, over all bands of rows."""
+        if _has_kernels(x):
+            from fastvideo.v1.layers.kernels import group_norm
+
+            if get_bands().group.size == 1:
+                return group_norm.group_affine(x, bias, self.weight, self.bias, self.num_groups, self.eps)
+            means, variances = group_norm.channel_moments(x)
+        else:
+            variances, means = torch.var_mean(x.float().contiguous(), (2, 3, 4), correction=0)
+        added = 0.0 if bias is None else bias.float()
+        mean, variance = get_bands().group_moments(means + added, variances, self.num_groups)
+        mean, scale = (
+            y.repeat_interleave(x.shape[1] // self.num_groups, 1) for y in (mean, (variance + self.eps).rsqrt())
+        )
+        scale = scale * self.weight.float()
+        return torch.stack((scale, self.bias.float() + (added - mean) * scale), dim=1)
 
 
 class ReplicateConv3d(nn.Conv3d):
@@ -105,30 +127,31 @@ class ReplicateConv3d(nn.Conv3d):
         return convolve(self, replicate(x, self.enlarge), self.bias)
 
 
-def replicate(x: torch.Tensor, scale: Scale = (1, 1, 1)) -> torch.Tensor:
+def replicate(x: torch.Tensor, scale: Scale = (1, 1, 1), affine: torch.Tensor | None = None) -> torch.Tensor:
     """What a ``ReplicateConv3d`` reads: ``x`` enlarged to its nearest neighbours, with its margins.
 
-    ``[b c t h w] -> [b c 2+T 2+Sh 2+Sw]``; twice the frames means ``T = 2t-1``: the first stays single.
+    ``[b c t h w] -> [b c 2+T 2+Sh 2+Sw]``; twice the frames means ``T = 2t-1``: the first stays single. ``affine``
+    (``GroupNorm.linear_map``), where there are kernels, is applied in passing, with a SiLU after it. Between bands of
+    rows a margin is the neighbour's row.
     """
     if _has_kernels(x):
         from fastvideo.v1.layers.kernels import group_norm
 
-        return group_norm.replicate(x, scale, None)
+        return get_bands().fill_margins(group_norm.replicate(x, scale, affine))
+    assert affine is None, "only the kernels apply an affine map in passing"
     frames = torch.arange(-2, scale[0] * (x.shape[2] - 1) + 1, device=x.device).clamp_(0).add_(scale[0] - 1) // scale[0]
     rows, columns = (
         torch.arange(-1, factor * size + 1, device=x.device).clamp_(0, factor * size - 1) // factor
         for factor, size in zip(scale[1:], x.shape[3:], strict=True)
     )
-    return x.movedim(1, -1)[:, frames[:, None, None], rows[:, None], columns].movedim(-1, 1)
+    padded = x.movedim(1, -1)[:, frames[:, None, None], rows[:, None], columns].movedim(-1, 1)
+    return get_bands().fill_margins(padded)
 
 
 def norm_silu_conv(x: torch.Tensor, bias: torch.Tensor | None, norm: GroupNorm, conv: ReplicateConv3d) -> torch.Tensor:
     """``conv(silu(norm(x + bias)))`` without ``conv``'s own bias."""
     if _has_kernels(x):
-        from fastvideo.v1.layers.kernels import group_norm
-
-        affine = group_norm.group_affine(x, bias, norm.weight, norm.bias, norm.num_groups, norm.eps)
-        return convolve(conv, group_norm.replicate(x, (1, 1, 1), affine), None)
+        return convolve(conv, replicate(x, affine=norm.linear_map(x, bias)), None)
     y = norm(x if bias is None else x.float() + bias.view(-1, 1, 1, 1))
     y = F.silu(y, inplace=True).to(x.dtype, memory_format=torch.channels_last_3d)
     return convolve(conv, replicate(y), None)
@@ -166,15 +189,20 @@ class AttentionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         _, _, t, h, w = x.shape
         tokens = rearrange(self.group_norm(x).to(x.dtype), "b c t h w -> b 1 (t h w) c")
-        query, key, value = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
+        query, key, value = self.to_q(tokens), *self._keys_and_values(tokens, t)
         # Frame by frame instead of a mask: nothing of the size of tokens x tokens, and no work on what it would hide.
-        seen = range(h * w, (t + 1) * h * w, h * w)
+        seen = key.shape[2] // t
         attended = [
-            F.scaled_dot_product_attention(query[:, :, end - h * w : end], key[:, :, :end], value[:, :, :end])
-            for end in seen
+            F.scaled_dot_product_attention(rows, key[:, :, : seen * frame], value[:, :, : seen * frame])
+            for frame, rows in enumerate(query.split(h * w, dim=2), start=1)
         ]
         tokens = self.to_out(torch.cat(attended, dim=2))
         return x + rearrange(tokens, "b 1 (t h w) c -> b c t h w", t=t, h=h, w=w)
+
+    def _keys_and_values(self, tokens: torch.Tensor, num_frames: int) -> list[torch.Tensor]:
+        """Those of whole frames, each ``[b 1 s c]``, whichever band of rows the tokens are of."""
+        parts = (layer(tokens).unflatten(2, (num_frames, -1)) for layer in (self.to_k, self.to_v))
+        return [get_bands().gather(part, dim=3).flatten(2, 3) for part in parts]
 
 
 class MidBlock(nn.Module):
@@ -325,4 +353,8 @@ class AutoencoderKLHunyuanVideo(VideoAutoencoder):
         return self.quant_conv(self.encoder(video.contiguous(memory_format=torch.channels_last_3d)))
 
     def _decode_tile(self, raw: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.post_quant_conv(raw.contiguous(memory_format=torch.channels_last_3d)))
+        bands = split_rows(raw.shape[-2])
+        band = bands.take(raw).contiguous(memory_format=torch.channels_last_3d)
+        with use_bands(bands):
+            video = self.decoder(self.post_quant_conv(band))
+        return bands.gather(video, dim=-2)

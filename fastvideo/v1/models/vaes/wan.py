@@ -18,6 +18,7 @@ from fastvideo.v1.models.base import ModelConfig
 from fastvideo.v1.models.vaes.base import VideoAutoencoder
 from fastvideo.v1.models.vaes.causal_conv import CausalConv3d, FrameCache
 from fastvideo.v1.models.vaes.channels_last import use_channels_last
+from fastvideo.v1.models.vaes.row_bands import split_rows, use_bands
 from fastvideo.v1.models.vaes.tiling import TileGrid, process_tiles
 from fastvideo.v1.models.vaes.wan_blocks import (
     ChannelRMSNorm,
@@ -220,10 +221,13 @@ class AutoencoderKLWan(VideoAutoencoder):
         return torch.cat(list(self._decode_chunks(raw)), dim=2)
 
     def _decode_chunks(self, raw: torch.Tensor) -> Iterator[torch.Tensor]:
-        x = self.post_quant_conv(raw.contiguous(memory_format=torch.channels_last_3d))
+        bands = split_rows(raw.shape[-2])
+        x = self.post_quant_conv(bands.take(raw).contiguous(memory_format=torch.channels_last_3d))
         cache = FrameCache()
         for latent_frame in x.split(1, dim=2):
-            yield self.decoder(latent_frame, cache)
+            with use_bands(bands):
+                chunk = self.decoder(latent_frame, cache)
+            yield bands.gather(chunk, dim=-2)
             cache.end_chunk()
 
     def _statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

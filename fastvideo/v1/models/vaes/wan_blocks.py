@@ -11,6 +11,7 @@ from torch import nn
 
 from fastvideo.v1.models.vaes.causal_conv import CausalConv3d, FrameCache
 from fastvideo.v1.models.vaes.channels_last import add_bias_residual, convolve
+from fastvideo.v1.models.vaes.row_bands import get_bands
 
 
 class ChannelRMSNorm(nn.Module):
@@ -69,10 +70,11 @@ class AttentionBlock(nn.Module):
         self.proj = nn.Conv2d(num_channels, num_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, _, t, h, w = x.shape
+        b, c, t, h, w = x.shape
         tokens = rearrange(self.norm(x), "b c t h w -> (b t) (h w) c")
         qkv = F.linear(tokens, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
-        query, key, value = qkv.unsqueeze(1).chunk(3, dim=-1)
+        query, keys_values = qkv.unsqueeze(1).split((c, 2 * c), dim=-1)
+        key, value = get_bands().gather(keys_values, dim=2).chunk(2, dim=-1)
         tokens = F.scaled_dot_product_attention(query, key, value).squeeze(1)
         tokens = F.linear(tokens, self.proj.weight.flatten(1), self.proj.bias)
         return x + rearrange(tokens, "(b t) (h w) c -> b c t h w", b=b, t=t, h=h, w=w)
@@ -135,4 +137,7 @@ class Upsample(nn.Module):
             x, factor = self.time_conv(x, cache), 2
         # One copy interleaves the two halves of the channels as frames and repeats rows and columns.
         x = repeat(x, "b (f c) t h w -> (b t f) (h p) (w q) c", f=factor, p=2, q=2).movedim(-1, 1)
-        return rearrange(self.resample(x), "(b t) c h w -> b c t h w", b=b)
+        conv = self.resample[1]
+        assert isinstance(conv, nn.Conv2d)
+        x = convolve(conv, x, conv.bias)
+        return rearrange(x, "(b t) c h w -> b c t h w", b=b)
