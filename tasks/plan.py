@@ -4,6 +4,7 @@ from typing import Any
 
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.failures import clear_failures
+from fastvideo.v1.dataset.phase_layouts import choose_phase_layouts
 from fastvideo.v1.dataset.planning import plan_run
 from fastvideo.v1.dataset.recovery import index_recovered
 from fastvideo.v1.dataset.run import Run, open_run
@@ -11,6 +12,7 @@ from fastvideo.v1.dataset.scan import Scan, scan
 from fastvideo.v1.dataset.shards import delete_wave, write_shards
 from fastvideo.v1.dataset.status import summarize
 from fastvideo.v1.dataset.waves import WaveShard, read_wave
+from fastvideo.v1.pipelines.describe import describe_pipeline
 from tasks.retries import storage_task
 
 
@@ -35,7 +37,9 @@ def take_up_failed(output: str, run: str | None) -> dict[str, Any]:
 def cut_wave(config: RunConfig, run: str, number: int) -> str | None:
     """Writes the shards of the next wave; returns its name, or None when nothing can be made."""
     opened = open_run(config.output, run)
-    shards = write_shards(opened, _index(opened, scan(opened)), config, number)
+    choices = choose_phase_layouts(config, describe_pipeline(config.engine.model_path), opened.sampling)
+    layouts = {phase: choice.layout for phase, choice in choices.items()}
+    shards = write_shards(opened, _index(opened, scan(opened)), config, number, layouts)
     return shards[0].wave if shards else None
 
 

@@ -12,6 +12,7 @@ from prefect import get_run_logger
 from prefect.runtime import task_run
 
 from fastvideo.v1.dataset.config import RunConfig
+from fastvideo.v1.dataset.phase_layouts import with_layout
 from fastvideo.v1.dataset.waves import WaveShard
 from fastvideo.v1.pipelines.phase import ALL_PHASES
 from fastvideo.v1.worker.failures import Cause, JobFailed
@@ -77,7 +78,7 @@ def _launch(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
     launch(
         STAGE_JOB,
         _arguments(config, run, shard),
-        nproc=config.engine.num_gpus,
+        nproc=shard.layout.size,
         log=get_run_logger().info,
         on_event=on_event,
         timeout=config.job_timeout,
@@ -89,7 +90,8 @@ def _launch(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
 def _arguments(config: RunConfig, run: str, shard: WaveShard) -> list[str]:
     settings = {name: getattr(config, name) for name in _JOB_SETTINGS}
     arguments = ["--output", config.output, "--run", run, "--phase", str(shard.phase), "--shard", shard.path]
-    return [*arguments, "--engine", json.dumps(asdict(config.engine)), "--settings", json.dumps(settings)]
+    engine = with_layout(config.engine, shard.layout)
+    return [*arguments, "--engine", json.dumps(asdict(engine)), "--settings", json.dumps(settings)]
 
 
 STAGE_TASKS = {

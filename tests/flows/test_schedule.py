@@ -1,10 +1,11 @@
 from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.phase import Phase
 from flows.schedule import Schedule
 
 
 def shard(phase, index, *needs):
-    return WaveShard(name=f"{phase}-{index:04d}", phase=phase, path="", count=1, needs=needs)
+    return WaveShard(name=f"{phase}-{index:04d}", phase=phase, path="", count=1, needs=needs, layout=ParallelLayout())
 
 
 def names(schedule):

@@ -1,6 +1,7 @@
 import pytest
 
 from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.phase import Phase
 from tasks.artifacts import escape
 from tasks.board import WaveBoard
@@ -11,7 +12,7 @@ def board():
     shards = [(Phase.ENCODE, 0, 2), (Phase.DENOISE, 0, 4), (Phase.DENOISE, 1, 4)]
     return WaveBoard(
         [
-            WaveShard(name=f"{phase}-{index:04d}", phase=phase, path="", count=count, needs=())
+            WaveShard(name=f"{phase}-{index:04d}", phase=phase, path="", count=count, needs=(), layout=ParallelLayout())
             for phase, index, count in shards
         ]
     )

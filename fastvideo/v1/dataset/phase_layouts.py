@@ -50,9 +50,13 @@ def choose_phase_layouts(
 
 
 def with_layout(engine: FastVideoArgs, layout: ParallelLayout) -> FastVideoArgs:
-    """``engine`` with the sizes of ``layout``: what the jobs of its phase are started with."""
+    """``engine`` with the sizes of ``layout``: what the jobs of its phase are started with.
+
+    Weights are sharded only where there is somebody to share them with.
+    """
     return replace(
         engine,
+        shard_weights=engine.shard_weights and layout.cfg * layout.sequence > 1,
         num_gpus=layout.size,
         cfg_size=layout.cfg,
         sp_size=layout.sequence,

@@ -1,5 +1,6 @@
 """Waves and shards: the missing work, cut into files that a job can walk."""
 
+import json
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from fastvideo.v1.dataset.ledger import read_ledger
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, from_parquet, to_parquet
 from fastvideo.v1.dataset.scan import INPUT_COLUMNS, Scan, read_index
+from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.inputs import IMAGE_INPUT
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
@@ -30,6 +32,7 @@ INPUT_SCHEMA = pa.schema(
 )
 _UNMEASURED = {Phase.DENOISE: 256, Phase.DECODE: 1024}  # samples, until the ledger tells seconds
 _LARGEST = 16_384
+_LAYOUT = b"layout"  # in a shard's metadata
 _SHARDS_PER_JOB = 2  # at least, where samples are few, so that jobs end together
 
 
@@ -54,12 +57,16 @@ class Shard:
         return cls(**{**values, "phase": Phase(values["phase"])})
 
 
-def write_shards(run: Run, scan: Scan, config: RunConfig, wave_number: int) -> list[Shard]:
+def write_shards(
+    run: Run, scan: Scan, config: RunConfig, wave_number: int, layouts: Mapping[Phase, ParallelLayout] | None = None
+) -> list[Shard]:
     """The next wave: shards for the first samples, in data-set order, that miss an input, latents or a video.
 
     Encode shards come first, then denoise, then decode, all about the same samples. Empty when nothing can be made.
+    Their jobs work in ``layouts``, without them in that of the engine.
     """
-    size = shard_size(run, scan, config, Phase.DENOISE)
+    layouts = layouts or dict.fromkeys(ALL_PHASES, config.engine.layout)
+    size = shard_size(run, scan, config, Phase.DENOISE, layouts[Phase.DENOISE])
     rows = _next_rows(run, scan, config.wave_size * size)
     if not len(rows):
         return []
@@ -70,14 +77,23 @@ def write_shards(run: Run, scan: Scan, config: RunConfig, wave_number: int) -> l
     pieces = {
         Phase.ENCODE: [*_cut(texts, config.text_shard_size), *_cut(images, config.image_shard_size)],
         Phase.DENOISE: _cut(denoise, size),
-        Phase.DECODE: _cut(decode, shard_size(run, scan, config, Phase.DECODE)),
+        Phase.DECODE: _cut(decode, shard_size(run, scan, config, Phase.DECODE, layouts[Phase.DECODE])),
     }
-    return [_write(run, wave, phase, index, piece) for phase in ALL_PHASES for index, piece in enumerate(pieces[phase])]
+    return [
+        _write(run, wave, phase, index, piece, layouts[phase])
+        for phase in ALL_PHASES
+        for index, piece in enumerate(pieces[phase])
+    ]
 
 
 def read_shard(run: Run, path: str) -> pa.Table:
     """The rows of a shard: ``INPUT_SCHEMA`` for encode, else those of ``SAMPLE_SCHEMA`` (see ``to_samples``)."""
     return from_parquet(run.output.read(path))
+
+
+def layout_of(shard: pa.Table) -> ParallelLayout:
+    """The layout of the job that is to walk a shard."""
+    return ParallelLayout(**json.loads(shard.schema.metadata[_LAYOUT]))
 
 
 def delete_wave(run: Run, wave: str) -> None:
@@ -86,14 +102,14 @@ def delete_wave(run: Run, wave: str) -> None:
         run.output.delete(info.path)
 
 
-def shard_size(run: Run, scan: Scan, config: RunConfig, phase: Phase) -> int:
+def shard_size(run: Run, scan: Scan, config: RunConfig, phase: Phase, layout: ParallelLayout) -> int:
     """Samples of a shard: the config's number, else one and a half hours of a job, less where samples are few."""
     fixed = {Phase.DENOISE: config.shard_size, Phase.DECODE: config.decode_shard_size}[phase]
     if fixed is not None:
         return fixed
     seconds = pc.approximate_median(read_ledger(run, phase)["seconds"]).as_py()
     largest = TARGET_SECONDS / seconds if seconds else _UNMEASURED[phase]
-    largest = min(max(int(largest), 1) * config.engine.layout.data, _LARGEST)
+    largest = min(max(int(largest), 1) * layout.data, _LARGEST)
     shards_per_job = _SHARDS_PER_JOB if config.jobs > 1 else 1
     return max(1, min(largest, math.ceil(scan[phase].missing / (config.jobs * shards_per_job))))
 
@@ -144,7 +160,8 @@ def _cut(rows: pa.Table, size: int) -> list[pa.Table]:
     return [rows.slice(start, size) for start in range(0, len(rows), size)]
 
 
-def _write(run: Run, wave: str, phase: Phase, index: int, rows: pa.Table) -> Shard:
+def _write(run: Run, wave: str, phase: Phase, index: int, rows: pa.Table, layout: ParallelLayout) -> Shard:
     path = shard_path(run.name, wave, phase, index)
+    rows = rows.replace_schema_metadata({_LAYOUT: json.dumps(asdict(layout))})
     run.output.create(path, to_parquet(rows))
     return Shard(run=run.name, wave=wave, phase=phase, index=index, path=path, count=len(rows))

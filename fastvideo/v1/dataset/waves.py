@@ -11,19 +11,21 @@ import pyarrow.compute as pc
 from fastvideo.v1.dataset.layout import wave_dir
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.scan import INPUT_COLUMNS
-from fastvideo.v1.dataset.shards import read_shard
+from fastvideo.v1.dataset.shards import layout_of, read_shard
+from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.phase import Phase
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaveShard:
-    """One shard of a wave; ``needs`` names those that make its inputs, ``count`` its rows."""
+    """One shard of a wave; ``needs`` names those that make its inputs, ``count`` its rows, ``layout`` is its job's."""
 
     name: str
     phase: Phase
     path: str
     count: int
     needs: tuple[str, ...]
+    layout: ParallelLayout
 
 
 def read_wave(run: Run, wave: str) -> list[WaveShard]:
@@ -36,7 +38,14 @@ def read_wave(run: Run, wave: str) -> list[WaveShard]:
     needs = _needs({name: _ids(table, *INPUT_COLUMNS) for name, table in by_phase[Phase.DENOISE].items()}, inputs)
     needs |= _needs({name: _ids(table, "id") for name, table in by_phase[Phase.DECODE].items()}, latents)
     return [
-        WaveShard(name=name, phase=phase, path=paths[name], count=len(table), needs=needs.get(name, ()))
+        WaveShard(
+            name=name,
+            phase=phase,
+            path=paths[name],
+            count=len(table),
+            needs=needs.get(name, ()),
+            layout=layout_of(table),
+        )
         for phase, shards in by_phase.items()
         for name, table in shards.items()
     ]

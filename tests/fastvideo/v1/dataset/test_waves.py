@@ -17,6 +17,8 @@ from fastvideo.v1.dataset.samples import to_samples
 from fastvideo.v1.dataset.scan import scan
 from fastvideo.v1.dataset.shards import Shard, delete_wave, read_shard, shard_size, write_shards
 from fastvideo.v1.dataset.status import run_status
+from fastvideo.v1.dataset.waves import read_wave
+from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
 
@@ -184,16 +186,25 @@ def test_an_error_on_the_way_still_writes_the_rows_taken(make_config) -> None:
 def test_shards_follow_measured_seconds_and_the_jobs_at_hand(make_config) -> None:
     config = make_config(*prompts(1000))
     run = plan_run(config).run
-    assert shard_size(run, scan(run), config, Phase.DENOISE) == 256
+    assert shard_size(run, scan(run), config, Phase.DENOISE, ParallelLayout()) == 256
     many_jobs = make_config(*prompts(1000), jobs=10)
-    assert shard_size(run, scan(run), many_jobs, Phase.DENOISE) == 50
+    assert shard_size(run, scan(run), many_jobs, Phase.DENOISE, ParallelLayout()) == 50
     with LedgerWriter(run, Phase.DENOISE) as ledger:
         for number in range(5):
             ledger.add(LedgerRow(id=str(number), bytes=1, sha256="", started=0.0, seconds=90.0))
-    assert shard_size(run, scan(run), config, Phase.DENOISE) == 60
+    assert shard_size(run, scan(run), config, Phase.DENOISE, ParallelLayout()) == 60
     on_gpus = make_config(*prompts(1), engine={"num_gpus": 16, "sp_size": 2})
-    assert shard_size(run, scan(run), on_gpus, Phase.DENOISE) == 480, "as many samples at once as model groups"
-    assert shard_size(run, scan(run), make_config(*prompts(1), shard_size=7), Phase.DENOISE) == 7
+    assert shard_size(run, scan(run), on_gpus, Phase.DENOISE, on_gpus.engine.layout) == 480, "a sample a model group"
+    assert shard_size(run, scan(run), make_config(*prompts(1), shard_size=7), Phase.DENOISE, ParallelLayout()) == 7
+
+
+def test_a_shard_tells_the_layout_of_its_job(make_config) -> None:
+    config = make_config(*prompts(3))
+    run = plan_run(config).run
+    layouts = {Phase.ENCODE: ParallelLayout(data=4), Phase.DENOISE: ParallelLayout(cfg=2, ulysses=2)}
+    layouts[Phase.DECODE] = ParallelLayout(data=2, tensor=2)
+    (first, *_) = write_shards(run, scan(run), config, 0, layouts)
+    assert {shard.phase: shard.layout for shard in read_wave(run, first.wave)} == layouts
 
 
 def test_an_output_can_be_moved(make_config, make_object, tmp_path: Path) -> None:
