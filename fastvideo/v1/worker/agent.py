@@ -1,4 +1,7 @@
-"""torchrun, bound to the life of the process that launched it: ``-m fastvideo.v1.worker.agent PARENT ARGS…``."""
+"""torchrun, bound to the life of the process that launched it: ``-m fastvideo.v1.worker.agent PARENT ARGS…``.
+
+``PARENT`` is that process's id, 0 for whichever started this one: on another node that is the cluster's own.
+"""
 
 import io
 import os
@@ -9,7 +12,7 @@ from fastvideo.v1.worker.process import AGENT_VARIABLE, die_with_parent
 
 
 def main(arguments: list[str]) -> None:
-    die_with_parent(int(arguments[0]))
+    die_with_parent(int(arguments[0]) or os.getppid())
     os.environ[AGENT_VARIABLE] = str(os.getpid())
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)  # what ranks print goes through here; a pipe would hold it back

@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,7 @@ from fastvideo.v1.worker.process import JOB_VARIABLE, kill_job
 
 NNODES_VARIABLE = "FASTVIDEO_NNODES"
 RDZV_ENDPOINT_VARIABLE = "FASTVIDEO_RDZV_ENDPOINT"
-RDZV_ID_VARIABLE = "FASTVIDEO_RDZV_ID"
-NODE_RANK_VARIABLE = "FASTVIDEO_NODE_RANK"
+NODE_LAUNCHER_VARIABLE = "FASTVIDEO_NODE_LAUNCHER"
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
@@ -46,9 +46,9 @@ def launch(
     env: Mapping[str, str] | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Runs ``python -m module arguments`` in ``nproc`` ranks on this host; returns when all of them succeeded.
+    """Runs ``python -m module arguments`` in ``nproc`` ranks, on this host or several (:func:`node_settings`).
 
-    A job of several nodes (:func:`rendezvous`) is launched on each of them, and ends on all when it ends on one.
+    Returns when all of them succeeded.
 
     Lines of standard output that are JSON objects with an "event" go to ``on_event``, all others to ``log``, several
     to a call; both are called from this thread. ``timeout`` is in seconds. Setting ``stop`` asks the job to end
@@ -58,7 +58,7 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="fastvideo-job-") as folder:
         error_file = Path(folder, "error.json")
         environment = {**os.environ, **(env or {}), JOB_VARIABLE: job_id, "TORCHELASTIC_ERROR_FILE": str(error_file)}
-        command = _command(module, arguments, nproc, environment, log_dir=Path(folder, "logs"))
+        command = _command(module, arguments, nproc, environment, job_id, log_dir=Path(folder, "logs"))
         output = _Output(log, on_event)
         # Not communicate(): the output is read while the job runs. Its own session, so that Ctrl-C reaches us alone.
         process = subprocess.Popen(
@@ -76,39 +76,62 @@ def launch(
             raise JobFailed(classify(error_file, process.returncode, list(output.tail)))
 
 
-def rendezvous(environment: Mapping[str, str]) -> list[str]:
-    """torchrun's arguments for the nodes of a job: this one, or as many as ``FASTVIDEO_NNODES`` says.
-
-    They meet at ``FASTVIDEO_RDZV_ENDPOINT``, ``HOST:PORT`` of the first, under ``FASTVIDEO_RDZV_ID``. Which one is
-    first follows from the host's name, unless ``FASTVIDEO_NODE_RANK`` says. Raises ``ValueError`` without an endpoint.
-    """
-    nnodes, endpoint = environment.get(NNODES_VARIABLE, "1"), environment.get(RDZV_ENDPOINT_VARIABLE)
-    if nnodes == "1":
-        return ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    if not nnodes.isdigit() or not endpoint:
-        raise ValueError(
-            f"{NNODES_VARIABLE}={nnodes} must be a number of nodes, and {RDZV_ENDPOINT_VARIABLE}={endpoint} the "
-            "HOST:PORT where they meet; set both, or neither for one node"
-        )
-    meeting = [f"--nnodes={nnodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
-    if node_rank := environment.get(NODE_RANK_VARIABLE):
-        meeting.append(f"--rdzv-conf=is_host={int(node_rank == '0')}")
-    return [*meeting, f"--rdzv-id={environment.get(RDZV_ID_VARIABLE, 'fastvideo')}"]
-
-
 def _command(
-    module: str, arguments: Sequence[str], nproc: int, environment: Mapping[str, str], log_dir: Path
+    module: str, arguments: Sequence[str], nproc: int, environment: Mapping[str, str], job_id: str, log_dir: Path
 ) -> list[str]:
+    nodes = node_settings(environment)
     torchrun = [
-        *rendezvous(environment),
-        f"--nproc-per-node={nproc}",
+        f"--nnodes={nodes.count}",
+        f"--nproc-per-node={nodes.processes_of_each(nproc)}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={nodes.endpoint}",
+        f"--rdzv-id={job_id}",
         "--max-restarts=0",
         f"--log-dir={log_dir}",
         "--tee=3",
         "-m",
         "--",
     ]  # the rest is not torchrun's
-    return [sys.executable, "-m", "fastvideo.v1.worker.agent", str(os.getpid()), *torchrun, module, *arguments]
+    parent = "0" if nodes.launcher else str(os.getpid())
+    agent = [sys.executable, "-m", "fastvideo.v1.worker.agent", parent]
+    return [*nodes.launcher, *agent, *torchrun, module, *arguments]
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """``launcher`` starts what follows it once on each of ``count`` nodes, which meet at ``endpoint``."""
+
+    count: int = 1
+    endpoint: str = "127.0.0.1:0"
+    launcher: tuple[str, ...] = ()
+
+    def processes_of_each(self, nproc: int) -> int:
+        """Raises ``ValueError`` when the nodes do not divide ``nproc``."""
+        if nproc % self.count:
+            raise ValueError(
+                f"num_gpus={nproc} must be divisible by {NNODES_VARIABLE}={self.count}; "
+                f"nearest: {max(1, round(nproc / self.count)) * self.count}"
+            )
+        return nproc // self.count
+
+
+def node_settings(environment: Mapping[str, str]) -> NodeSettings:
+    """This node alone, or as many as ``FASTVIDEO_NNODES`` says.
+
+    ``FASTVIDEO_NODE_LAUNCHER`` is then a command such as ``srun --ntasks-per-node=1``, and they meet at
+    ``FASTVIDEO_RDZV_ENDPOINT``, ``HOST:PORT`` of the first. Raises ``ValueError`` where some of the three are missing.
+    """
+    names = (NNODES_VARIABLE, RDZV_ENDPOINT_VARIABLE, NODE_LAUNCHER_VARIABLE)
+    count, endpoint, launcher = (environment.get(name, "") for name in names)
+    if count in ("", "1"):
+        return NodeSettings()
+    if not (count.isdigit() and endpoint and launcher):
+        raise ValueError(
+            f"{NNODES_VARIABLE}={count!r}, {RDZV_ENDPOINT_VARIABLE}={endpoint!r}, {NODE_LAUNCHER_VARIABLE}="
+            f"{launcher!r}: a job of several nodes needs their number, the HOST:PORT where they meet and the command "
+            "that starts a process on each; set all three, or none for one node"
+        )
+    return NodeSettings(int(count), endpoint, tuple(shlex.split(launcher)))
 
 
 def _watch(

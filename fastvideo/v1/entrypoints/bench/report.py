@@ -24,10 +24,15 @@ def report(figures: dict[str, Any], json_file: str | None, plot_file: str | None
             console.print(f"{name}: {_text(value)}", highlight=False)
     for name, rows in sorted(figures.items(), key=lambda item: item[0] == "rows"):
         if _is_table(rows):
-            table = Table(*rows[0], title=None if name == "rows" else name)
-            for row in rows:
-                table.add_row(*(_text(value) for value in row.values()))
+            reasons = [row.get("reason") for row in rows]  # a sentence is no cell
+            cells = [{column: _text(value) for column, value in row.items() if column != "reason"} for row in rows]
+            table = Table(*cells[0], title=None if name == "rows" else name)
+            for row in cells:
+                table.add_row(*row.values())
             console.print(table)
+            for row, reason in zip(cells, reasons, strict=True):
+                if reason is not None:
+                    console.print(f"{', '.join([*row.values()][:4])}: {reason}", highlight=False)
     if json_file:
         Path(json_file).write_text(json.dumps(figures, indent=2) + "\n")
     if plot_file:

@@ -14,7 +14,7 @@ import pytest
 
 from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure
 from fastvideo.v1.worker.process import JOB_VARIABLE, job_processes
-from fastvideo.v1.worker.torchrun import launch, parse_event, rendezvous
+from fastvideo.v1.worker.torchrun import NodeSettings, launch, node_settings, parse_event
 
 JOBS = Path(__file__).parent
 ENV = {"PYTHONPATH": os.pathsep.join([str(JOBS), *sys.path]), "OMP_NUM_THREADS": "1"}
@@ -184,21 +184,28 @@ def test_ranks_die_with_what_started_them(tmp_path, victim):
         launcher.wait()
 
 
-def test_two_nodes_make_one_job():
-    """Two launches on this host that meet under one endpoint."""
+def test_a_job_of_two_nodes_is_launched_once(tmp_path):
+    """Two agents on this host stand for two nodes, and a script that starts them for the cluster's launcher."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text('#!/bin/sh\n"$@" & first=$!\n"$@" & second=$!\nwait $first && wait $second\n')
+    launcher.chmod(0o755)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
-    meeting = {"FASTVIDEO_NNODES": "2", "FASTVIDEO_RDZV_ENDPOINT": endpoint, "FASTVIDEO_RDZV_ID": "one-job"}
-    with ThreadPoolExecutor(2) as pool:
-        nodes = [
-            pool.submit(run_job, "event=up", env=meeting | {"FASTVIDEO_NODE_RANK": str(node)}) for node in range(2)
-        ]
-        outcomes = [node.result(timeout=60) for node in nodes]
-    assert [failure for _, _, failure in outcomes] == [None, None], outcomes
-    assert sorted(event["rank"] for _, events, _ in outcomes for event in events) == [0, 1]
+    nodes = {
+        "FASTVIDEO_NNODES": "2",
+        "FASTVIDEO_RDZV_ENDPOINT": endpoint,
+        "FASTVIDEO_NODE_LAUNCHER": f"{launcher}",
+    }
+    _, events, failure = run_job("event=up", nproc=4, env=nodes)
+    assert failure is None
+    assert sorted(event["rank"] for event in events) == [0, 1, 2, 3]
+    _, _, failure = run_job("kill=3", "sleep=60", nproc=4, env=nodes)
+    assert failure is not None and failure.cause is Cause.INFRASTRUCTURE
 
 
 def test_nodes_without_a_place_to_meet_are_refused():
-    with pytest.raises(ValueError, match=r"FASTVIDEO_RDZV_ENDPOINT=None the HOST:PORT where they meet; set both"):
-        rendezvous({"FASTVIDEO_NNODES": "2"})
+    with pytest.raises(ValueError, match=r"FASTVIDEO_RDZV_ENDPOINT='', .* set all three, or none for one node"):
+        node_settings({"FASTVIDEO_NNODES": "2", "FASTVIDEO_NODE_LAUNCHER": "srun"})
+    with pytest.raises(ValueError, match="num_gpus=7 must be divisible by FASTVIDEO_NNODES=2; nearest: 8"):
+        NodeSettings(count=2).processes_of_each(7)
