@@ -10,7 +10,7 @@ import torch
 
 from fastvideo.v1.attention.backends.abstract import AttentionBackend
 from fastvideo.v1.distributed.communication import start_shift
-from fastvideo.v1.distributed.parallel_state import ParallelGroup
+from fastvideo.v1.distributed.group import ParallelGroup
 
 
 def ring_attention(

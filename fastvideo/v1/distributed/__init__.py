@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastvideo.v1.distributed.group import ParallelGroup
     from fastvideo.v1.distributed.layout import ParallelLayout
-    from fastvideo.v1.distributed.parallel_state import ParallelGroup, get_sp_group, get_tp_group
+    from fastvideo.v1.distributed.parallel_state import get_sp_group, get_tp_group
 
 _EXPORTS = {
-    "ParallelGroup": "fastvideo.v1.distributed.parallel_state",
+    "ParallelGroup": "fastvideo.v1.distributed.group",
     "ParallelLayout": "fastvideo.v1.distributed.layout",
     "get_sp_group": "fastvideo.v1.distributed.parallel_state",
     "get_tp_group": "fastvideo.v1.distributed.parallel_state",

@@ -4,18 +4,17 @@ Every rank of the group must call them in the same order with equal shapes and d
 makes the others raise ``RuntimeError`` when the group's timeout is over (on a GPU, the process is ended).
 """
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-if TYPE_CHECKING:
-    from fastvideo.v1.distributed.parallel_state import ParallelGroup
+from fastvideo.v1.distributed.group import ParallelGroup
 
 T = TypeVar("T")
 
 
-def all_reduce(tensor: torch.Tensor, group: "ParallelGroup") -> torch.Tensor:
+def all_reduce(tensor: torch.Tensor, group: ParallelGroup) -> torch.Tensor:
     """The sum over the group: ``[...]`` to ``[...]``, in place where ``tensor`` is contiguous."""
     if group.size == 1:
         return tensor
@@ -24,7 +23,7 @@ def all_reduce(tensor: torch.Tensor, group: "ParallelGroup") -> torch.Tensor:
     return total
 
 
-def all_gather(tensor: torch.Tensor, dim: int, group: "ParallelGroup") -> torch.Tensor:
+def all_gather(tensor: torch.Tensor, dim: int, group: ParallelGroup) -> torch.Tensor:
     """All ranks' parts in the order of ranks: ``[..., s / size, ...]`` to ``[..., s, ...]``, where ``s`` is ``dim``."""
     if group.size == 1:
         return tensor
@@ -34,7 +33,7 @@ def all_gather(tensor: torch.Tensor, dim: int, group: "ParallelGroup") -> torch.
     return torch.cat(parts, dim=dim)
 
 
-def all_to_all(tensor: torch.Tensor, scatter_dim: int, gather_dim: int, group: "ParallelGroup") -> torch.Tensor:
+def all_to_all(tensor: torch.Tensor, scatter_dim: int, gather_dim: int, group: ParallelGroup) -> torch.Tensor:
     """A part of ``scatter_dim`` (n) for all of ``gather_dim`` (s): ``[n, s / size]`` to ``[n / size, s]``.
 
     Other dims may stand anywhere. Rank ``r`` gets the ``r``-th part of ``n``; the parts of ``s`` are in the order of
@@ -50,7 +49,7 @@ def all_to_all(tensor: torch.Tensor, scatter_dim: int, gather_dim: int, group: "
     return torch.cat(received.unbind(), dim=gather_dim)
 
 
-def start_shift(tensor: torch.Tensor, group: "ParallelGroup") -> tuple[torch.Tensor, list[dist.Work]]:
+def start_shift(tensor: torch.Tensor, group: ParallelGroup) -> tuple[torch.Tensor, list[dist.Work]]:
     """Sends ``[...]`` to the next rank of the ring, and returns where that of the rank before will be: ``[...]``.
 
     It is there, and ``tensor`` may be written to, once every one of the transfers is waited for.
@@ -68,7 +67,7 @@ def start_shift(tensor: torch.Tensor, group: "ParallelGroup") -> tuple[torch.Ten
 
 
 def exchange_halo(
-    tensor: torch.Tensor, dim: int, group: "ParallelGroup"
+    tensor: torch.Tensor, dim: int, group: ParallelGroup
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The last slice of the rank before and the first of the rank after: ``[..., s, ...]`` to two ``[..., 1, ...]``.
 
@@ -94,7 +93,7 @@ def exchange_halo(
     return received[0], received[1]
 
 
-def broadcast(tensor: torch.Tensor, group: "ParallelGroup", source: int = 0) -> torch.Tensor:
+def broadcast(tensor: torch.Tensor, group: ParallelGroup, source: int = 0) -> torch.Tensor:
     """``[...]`` of the group's rank ``source`` to all ranks' ``[...]``, in place where ``tensor`` is contiguous."""
     if group.size == 1:
         return tensor
@@ -103,7 +102,7 @@ def broadcast(tensor: torch.Tensor, group: "ParallelGroup", source: int = 0) -> 
     return copy
 
 
-def broadcast_object(value: T, group: "ParallelGroup", source: int = 0) -> T:
+def broadcast_object(value: T, group: ParallelGroup, source: int = 0) -> T:
     """The value of the group's rank ``source``, pickled; for control, not for tensors."""
     if group.size == 1:
         return value
@@ -112,7 +111,7 @@ def broadcast_object(value: T, group: "ParallelGroup", source: int = 0) -> T:
     return values[0]
 
 
-def gather_objects(value: T, group: "ParallelGroup") -> list[T]:
+def gather_objects(value: T, group: ParallelGroup) -> list[T]:
     """All ranks' values in the order of ranks, pickled; for control, not for tensors."""
     if group.size == 1:
         return [value]
@@ -121,7 +120,7 @@ def gather_objects(value: T, group: "ParallelGroup") -> list[T]:
     return values
 
 
-def barrier(group: "ParallelGroup") -> None:
+def barrier(group: ParallelGroup) -> None:
     """Returns when every rank of the group has called it."""
     if group.size > 1:
         dist.barrier(group=group.transport)

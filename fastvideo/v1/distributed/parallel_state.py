@@ -1,6 +1,6 @@
 """The groups that a process belongs to: data x cfg x ring x ulysses x tensor.
 
-Models ask for a group and call its collectives; at size 1 every collective is the identity, so that a model reads as
+Models ask for a group and call collectives in it; at size 1 every collective is the identity, so that a model reads as
 single-GPU code. Groups larger than 1 are built here and nowhere else. A layer keeps the group that it was built with:
 build models after :func:`init_world`.
 """
@@ -8,12 +8,11 @@ build models after :func:`init_world`.
 from dataclasses import astuple, dataclass, field, fields
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from fastvideo.v1.distributed import communication
+from fastvideo.v1.distributed.group import ParallelGroup
 from fastvideo.v1.distributed.layout import ParallelLayout
 
 AXES = ("data", "cfg", "ring", "ulysses", "tensor")
@@ -22,45 +21,6 @@ _MERGED_AXES = {
     "replica": ("cfg", "ring", "ulysses"),
     "model": ("cfg", "ring", "ulysses", "tensor"),
 }
-
-
-@dataclass(frozen=True)
-class ParallelGroup:
-    """One axis of the world as this process sees it; without ``process_group`` it can shard, not communicate."""
-
-    name: str
-    rank: int = 0
-    size: int = 1
-    process_group: dist.ProcessGroup | None = field(default=None, repr=False)
-
-    @property
-    def transport(self) -> dist.ProcessGroup:
-        assert self.process_group is not None, f"{self.name} group of size {self.size} has no transport"
-        return self.process_group
-
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """:func:`~fastvideo.v1.distributed.communication.all_reduce` in this group."""
-        return communication.all_reduce(tensor, self)
-
-    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """:func:`~fastvideo.v1.distributed.communication.all_gather` in this group."""
-        return communication.all_gather(tensor, dim, self)
-
-    def shard_size(self, total: int, what: str) -> int:
-        """A rank's part of ``total``; raises ``ValueError`` when the group does not divide it."""
-        if total % self.size:
-            sizes = [size for size in range(1, total + 1) if total % size == 0]
-            nearest = min(sizes, key=lambda size: abs(size - self.size), default=1)
-            raise ValueError(
-                f"{what}={total} must be divisible by the {self.name} size {self.size} of layout {get_layout()}; "
-                f"nearest: {self.name} size {nearest}"
-            )
-        return total // self.size
-
-    def shard(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """This rank's part of ``tensor`` along ``dim``, a view."""
-        size = self.shard_size(tensor.shape[dim], f"dimension {dim}")
-        return tensor.narrow(dim, self.rank * size, size)
 
 
 @dataclass
@@ -164,13 +124,13 @@ def _build_groups(layout: ParallelLayout, device_type: str) -> dict[str, Paralle
     axes = tuple(axis for axis in AXES if sizes[axis] > 1)
     mesh = init_device_mesh(device_type, tuple(sizes[axis] for axis in axes), mesh_dim_names=axes)
     meshes: dict[tuple[str, ...], DeviceMesh] = {(axis,): mesh[axis] for axis in axes}
-    groups = {axis: _group_of(axis, meshes[axis,]) for axis in axes}
+    groups = {axis: _group_of(axis, meshes[axis,], layout) for axis in axes}
     for name, parts in _MERGED_AXES.items():
         present = tuple(axis for axis in parts if axis in axes)
         if present and present not in meshes:
             meshes[present] = mesh[present]._flatten(name)
         if present:
-            groups[name] = _group_of(name, meshes[present])
+            groups[name] = _group_of(name, meshes[present], layout)
     return groups
 
 
@@ -178,11 +138,11 @@ def _build_control_group(layout: ParallelLayout, timeout: timedelta) -> dict[str
     if layout.model_size == 1:
         return {}
     transport, _ = dist.new_subgroups(layout.model_size, backend="gloo", timeout=timeout)
-    return {"control": ParallelGroup("control", dist.get_rank(transport), layout.model_size, transport)}
+    return {"control": ParallelGroup("control", dist.get_rank(transport), layout.model_size, transport, layout)}
 
 
-def _group_of(name: str, mesh: DeviceMesh) -> ParallelGroup:
-    return ParallelGroup(name, mesh.get_local_rank(), mesh.size(), mesh.get_group())
+def _group_of(name: str, mesh: DeviceMesh, layout: ParallelLayout) -> ParallelGroup:
+    return ParallelGroup(name, mesh.get_local_rank(), mesh.size(), mesh.get_group(), layout)
 
 
 def _own_process_groups() -> set[dist.ProcessGroup]:

@@ -9,7 +9,9 @@ from functools import lru_cache
 
 import torch
 
-from fastvideo.v1.distributed.parallel_state import ParallelGroup, get_sp_group
+from fastvideo.v1.distributed.communication import all_gather
+from fastvideo.v1.distributed.group import ParallelGroup
+from fastvideo.v1.distributed.parallel_state import get_sp_group
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class TokenShards:
 
     def gather(self, parts: torch.Tensor) -> torch.Tensor:
         """All ranks' parts of each run, without the filling: ``[r, c, ...]`` to ``[r, s / g, ...]``."""
-        return self.group.all_gather(parts, dim=1)[:, : self.num_tokens // self.num_runs]
+        return all_gather(parts, dim=1, group=self.group)[:, : self.num_tokens // self.num_runs]
 
     def places(self, first_rank: int, num_ranks: int, device: torch.device) -> slice | torch.Tensor:
         """Where in the parts ``[p g c]`` of some ranks in turn their tokens are: in the order of the sample, without

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.v1.distributed import get_tp_group
+from fastvideo.v1.distributed.communication import all_gather, all_reduce
 from fastvideo.v1.layers.low_rank import LowRankBranch, WeightDelta
 from fastvideo.v1.layers.quantization import QuantizedRows, quantize_rows, quantized_linear
 from fastvideo.v1.layers.weight_loading import copy_exactly
@@ -127,7 +128,7 @@ class ColumnParallelLinear(MergedColumnParallelLinear):
 
     def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
         out = super().forward(x)
-        return self._group.all_gather(out, dim=-1) if self.gather_output else out
+        return all_gather(out, dim=-1, group=self._group) if self.gather_output else out
 
 
 class MergedRowParallelLinear(LinearBase):
@@ -159,7 +160,7 @@ class MergedRowParallelLinear(LinearBase):
         return LowRankBranch(down.to(self.weight), (delta.up.float() * delta.strength).to(self.weight))
 
     def forward(self, *inputs: torch.Tensor | QuantizedRows) -> torch.Tensor:
-        return self._group.all_reduce(self.multiply(*inputs))
+        return all_reduce(self.multiply(*inputs), self._group)
 
 
 class RowParallelLinear(MergedRowParallelLinear):

@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastvideo.v1.distributed.parallel_state import ParallelGroup, get_tp_group
+from fastvideo.v1.distributed.communication import all_reduce
+from fastvideo.v1.distributed.group import ParallelGroup
+from fastvideo.v1.distributed.parallel_state import get_tp_group
 from fastvideo.v1.layers.weight_loading import copy_exactly
 
 
@@ -47,7 +49,7 @@ class ColumnParallelRMSNorm(RMSNorm):
 def mean_square(x: torch.Tensor, group: ParallelGroup) -> torch.Tensor:
     """Of ``[..., d / size]`` on each rank over all of ``d``: float32 ``[..., 1]``."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return group.all_reduce(norm.square()) / (x.shape[-1] * group.size)
+    return all_reduce(norm.square(), group) / (x.shape[-1] * group.size)
 
 
 class LayerNorm(nn.Module):

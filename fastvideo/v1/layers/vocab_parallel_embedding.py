@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.v1.distributed import get_tp_group
+from fastvideo.v1.distributed.communication import all_reduce
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -32,4 +33,4 @@ class VocabParallelEmbedding(nn.Module):
         local = token_ids - self._first
         outside = (local < 0) | (local >= self._rows)
         rows = F.embedding(local.masked_fill(outside, 0), self.weight)
-        return self._group.all_reduce(rows.masked_fill(outside.unsqueeze(-1), 0))
+        return all_reduce(rows.masked_fill(outside.unsqueeze(-1), 0), self._group)

@@ -26,7 +26,7 @@ from fastvideo.v1.dataset.ledger import LedgerWriter
 from fastvideo.v1.dataset.run import Run, open_run
 from fastvideo.v1.dataset.shards import read_shard
 from fastvideo.v1.dataset.store_errors import StoreMisconfigured
-from fastvideo.v1.distributed.communication import broadcast_object, gather_objects
+from fastvideo.v1.distributed.communication import all_reduce, broadcast_object, gather_objects
 from fastvideo.v1.distributed.parallel_state import get_control_group, get_data_group
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.logger import init_logger
@@ -214,7 +214,7 @@ def _asked_to_stop() -> Callable[[], bool]:
 
 def _any_rank(flag: bool) -> bool:
     """Whether it holds on some rank of the model group, which all of them ask at the same point."""
-    return bool(get_control_group().all_reduce(torch.tensor(int(flag), device="cpu")))
+    return bool(all_reduce(torch.tensor(int(flag), device="cpu"), get_control_group()))
 
 
 @record

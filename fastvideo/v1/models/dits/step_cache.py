@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastvideo.v1.distributed.communication import all_reduce
 from fastvideo.v1.distributed.parallel_state import get_model_group
 from fastvideo.v1.forward_context import get_forward_context
 from fastvideo.v1.models.dits.skip_rule import SkipRule
@@ -78,7 +79,7 @@ class StepCache:
         assert previous is not None, "the first step is always computed"
         sums = torch.zeros(len(self.branches), 2, dtype=torch.float64, device=signal.device)
         sums[index] = torch.stack(l1_change(signal, previous))
-        for branch, (change, size) in zip(self.branches, get_model_group().all_reduce(sums).tolist(), strict=True):
+        for branch, (change, size) in zip(self.branches, all_reduce(sums, get_model_group()).tolist(), strict=True):
             if size == 0:  # no rank is at this branch
                 continue
             branch.estimated_change += self.rule.estimate(change / size)

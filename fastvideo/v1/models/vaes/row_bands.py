@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fastvideo.v1.distributed.communication import exchange_halo
-from fastvideo.v1.distributed.parallel_state import ParallelGroup, get_model_group
+from fastvideo.v1.distributed.communication import all_gather, exchange_halo
+from fastvideo.v1.distributed.group import ParallelGroup
+from fastvideo.v1.distributed.parallel_state import get_model_group
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RowBands:
         missing = largest - band.shape[dim]
         if missing:  # the collective wants equal shapes; what is filled in is cut off again
             band = torch.cat((band, band.narrow(dim, 0, 1).expand_as(band.narrow(dim, 0, missing))), dim)
-        whole = self.group.all_gather(band, dim)
+        whole = all_gather(band, dim, self.group)
         if min(self.sizes) == max(self.sizes):
             return whole
         parts = zip(whole.split(largest, dim), self.sizes, strict=True)
@@ -82,7 +83,7 @@ class RowBands:
         distances of their means, which loses nothing where a mean is large.
         """
         b, c = means.shape
-        parts = self.group.all_gather(torch.stack((means, variances))[None], 0)
+        parts = all_gather(torch.stack((means, variances))[None], 0, self.group)
         parts = parts.view(self.group.size, 2, b, num_groups, c // num_groups)
         shares = torch.tensor(self.sizes, device=means.device) / sum(self.sizes)
         shares = shares.view(-1, 1, 1, 1) / parts.shape[-1]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastvideo.v1.attention.strategy import TileStrategy, load_strategy
+from fastvideo.v1.distributed.communication import all_gather
 from fastvideo.v1.distributed.parallel_state import get_cfg_group
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import get_forward_context
@@ -173,7 +174,7 @@ class DenoisingStage(PipelineStage):
             flows.append(flow.float())
         if len(branches) == 1:
             return flows[0]
-        conditional, unconditional = group.all_gather(torch.stack(flows), dim=0)
+        conditional, unconditional = all_gather(torch.stack(flows), dim=0, group=group)
         return unconditional + expert.guidance_scale * (conditional - unconditional)
 
     def _branches(self, batch: ForwardBatch) -> list[Condition]:

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 
 from fastvideo.v1.distributed import communication, parallel_state
+from fastvideo.v1.distributed.group import ParallelGroup
 from fastvideo.v1.distributed.layout import ParallelLayout
-from fastvideo.v1.distributed.parallel_state import ParallelGroup, close_world, get_layout, init_world
+from fastvideo.v1.distributed.parallel_state import close_world, get_layout, init_world
 from tests.fastvideo.v1.distributed.processes import TIMEOUT, run_processes
 
 GROUPS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastvideo.v1.distributed.parallel_state import ParallelGroup
+from fastvideo.v1.distributed.group import ParallelGroup
 from fastvideo.v1.layers import linear
 from fastvideo.v1.layers.linear import LinearBase, MergedColumnParallelLinear, MergedRowParallelLinear
 from fastvideo.v1.layers.low_rank import WeightDelta
@@ -77,7 +77,7 @@ def test_ranks_of_a_row_parallel_layer_sum_to_the_whole(monkeypatch, sizes):
     parts = []
     for rank in range(2):
         monkeypatch.setattr(linear, "get_tp_group", lambda rank=rank: ParallelGroup("tensor", rank, 2))
-        monkeypatch.setattr(ParallelGroup, "all_reduce", lambda self, tensor: tensor)
+        monkeypatch.setattr(linear, "all_reduce", lambda tensor, group: tensor)
         layer = MergedRowParallelLinear(sizes, 6)
         fill(layer, [weight], bias)
         layer.branch = layer.low_rank_branch(delta, 0)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fastvideo.v1.distributed.communication import exchange_halo
+from fastvideo.v1.distributed.group import ParallelGroup
 from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.distributed.parallel_state import (
-    ParallelGroup,
     close_world,
     get_data_group,
     get_model_group,
