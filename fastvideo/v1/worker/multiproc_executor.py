@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 import psutil
@@ -26,6 +26,7 @@ from fastvideo.v1.worker.executor import Executor
 from fastvideo.v1.worker.messages import Call, Done, Failed, Start, Step
 
 _POLL_SECONDS = 0.5
+_LASTING = ("set_lora",)  # calls whose effect a restart brings back
 _GRACE_SECONDS = 2.0  # in which ranks may say why, after the first of them is known to have failed
 
 
@@ -62,6 +63,8 @@ class MultiProcExecutor(Executor):
         self.hang_seconds = hang_seconds
         self.collective_seconds = collective_seconds
         self._lock = Lock()
+        self._is_shut_down = False
+        self._lasting: dict[str, Call] = {}
         self._workers: list[_Worker] = []
         self._store: dist.TCPStore | None = None
         with self._lock:
@@ -84,11 +87,16 @@ class MultiProcExecutor(Executor):
         return made
 
     def collective_rpc(self, method: str, *arguments: Any, timeout: float | None = None) -> list[Any]:
+        call = Call(method, arguments)
         with self._lock:
-            return [done.value for done in self._call([Call(method, arguments)] * self._size, timeout)]
+            values = [done.value for done in self._call([call] * self._size, timeout)]
+            if method in _LASTING:
+                self._lasting[method] = call
+        return values
 
     def shutdown(self) -> None:
         with self._lock:
+            self._is_shut_down = True
             self._end()
 
     @property
@@ -101,6 +109,8 @@ class MultiProcExecutor(Executor):
         self._workers = [self._spawn(rank, self._store.port) for rank in range(self._size)]
         try:
             self._ask([Start(self.fastvideo_args, self.collective_seconds)] * self._size, None)
+            for call in self._lasting.values():
+                self._ask([call] * self._size, None)
         except BaseException:  # of one mind or not, workers without a model are of no use
             self._end()
             raise
@@ -140,6 +150,10 @@ class MultiProcExecutor(Executor):
         timeout: float | None,
         on_step: Callable[[ForwardBatch], None] | None = None,
     ) -> list[Done]:
+        if self._is_shut_down:
+            raise RuntimeError("this executor was shut down; make another")
+        if any(worker.process.poll() is not None for worker in self._workers):
+            self._end()  # lost between two calls
         if not self._workers:
             self._start()
         return self._ask(requests, timeout, on_step)
@@ -154,7 +168,8 @@ class MultiProcExecutor(Executor):
         is_whole = False
         try:
             for worker, request in zip(self._workers, requests, strict=True):
-                worker.control.send_bytes(pickle.dumps(request))
+                # In a thread, since a worker that was stopped takes no more than its socket holds.
+                Thread(target=_send, args=(worker.control, pickle.dumps(request)), daemon=True).start()
             answers = _Answers(self._workers, self.hang_seconds, on_step)
             failure = answers.collect(timeout)
             is_whole = len(answers.of_rank) == self._size and not any(
@@ -236,6 +251,11 @@ class _Answers:
         assert isinstance(answer, Failed)
         answer.error.__cause__ = WorkerFailed(f"rank {rank} of {len(self.workers)}:\n{answer.trace}")
         return answer.error
+
+
+def _send(control: Connection, request: bytes) -> None:
+    with suppress(OSError):  # the worker is gone, which whoever waits for its answer finds out
+        control.send_bytes(request)
 
 
 def _read(file: int, shape: tuple[int, ...]) -> torch.Tensor:

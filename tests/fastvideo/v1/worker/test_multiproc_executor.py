@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastvideo import VideoGenerator
 from fastvideo.data import EMBEDDED_MODEL
@@ -139,3 +140,36 @@ def test_workers_do_not_outlive_a_parent_that_is_killed():
 def test_a_world_of_several_samples_is_refused():
     with pytest.raises(ValueError, match=r"data must be 1; nearest: num_gpus=2"):
         VideoGenerator.from_pretrained(EMBEDDED_MODEL, num_gpus=4, sp_size=2)
+
+
+def write_adapter(folder: Path) -> str:
+    config = json.loads((Path(EMBEDDED_MODEL) / "transformer" / "config.json").read_text())
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    name = "transformer.blocks.0.attn1.to_q.lora"
+    path = str(folder / "adapter.safetensors")
+    save_file({f"{name}_A.weight": torch.randn(4, width), f"{name}_B.weight": torch.randn(width, 4)}, path)
+    return path
+
+
+def test_workers_lost_between_two_calls_come_back_with_their_adapter(tmp_path):
+    with VideoGenerator.from_pretrained(EMBEDDED_MODEL, **RING) as generator:
+        plain = generator.generate_video("a tree", **CANVAS).frames
+        generator.set_lora(write_adapter(tmp_path))
+        adapted = generator.generate_video("a tree", **CANVAS).frames
+        assert not torch.equal(adapted, plain)
+        lost = workers_of(os.getpid())[1]
+        lost.kill()
+        os.waitid(os.P_PID, lost.pid, os.WEXITED | os.WNOWAIT)  # all its threads are gone
+        assert torch.equal(generator.generate_video("a tree", **CANVAS).frames, adapted)
+    with pytest.raises(RuntimeError, match="was shut down; make another"):
+        generator.generate_video("a tree", **CANVAS)
+    assert not workers_of(os.getpid())
+
+
+def test_an_input_larger_than_a_socket_waits_for_no_stopped_worker():
+    with MultiProcExecutor(FastVideoArgs(model_path=EMBEDDED_MODEL, **RING), hang_seconds=1.0) as executor:
+        batch = batch_of(executor, "a tree")
+        batch.custom["large"] = torch.zeros(2000, 2000)
+        workers_of(os.getpid())[0].suspend()
+        with pytest.raises(WorkerFailed, match="has been stopped"):
+            executor.execute_forward(batch)
