@@ -11,11 +11,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 comma := ,
 OUTPUT ?= demo
+STACK ?= stack
 
-.PHONY: help demo test lint clean
+.PHONY: help demo stack test lint clean
 
 help:
 	@echo "make demo   eight videos on the embedded model, in $(OUTPUT)/ (OUTPUT=DIR)"
+	@echo "make stack  Prefect server, S3 and a worker on this machine, until Ctrl-C; data in $(STACK)/ (STACK=DIR)"
 	@echo "make test   the whole test suite"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove the virtual environment and the demo"
@@ -35,6 +37,9 @@ $(INSTALLED): pyproject.toml infra/constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/fastvideo dataset run --config infra/demo.yaml --output $(OUTPUT)
+
+stack: $(INSTALLED)
+	$(BIN)/python -m flows.stack --home $(STACK)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -87,6 +87,7 @@ def test_flows_and_tasks_name_no_model_library():
     [
         ("flows.generate_dataset", HEAVY),
         ("flows.run_wave", HEAVY),
+        ("flows.stack", HEAVY),
         ("flows.cli", HEAVY | {"prefect", "pyarrow", "pydantic", "fsspec"}),
         ("fastvideo.v1.dataset.status", HEAVY | {"prefect"}),
         ("fastvideo", HEAVY),

@@ -31,12 +31,17 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def kill_job(job_id: str, timeout: float = 5.0) -> None:
-    """Kills every process that carries ``job_id``, those in sessions of their own and orphans included.
+    """Kills every process of a job, as :func:`kill_marked` does."""
+    kill_marked(JOB_VARIABLE, job_id, timeout)
+
+
+def kill_marked(variable: str, value: str, timeout: float = 5.0) -> None:
+    """Kills every process with ``value`` in its environment, those in sessions of their own and orphans included.
 
     Raises ``TimeoutError`` if some are still there after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
-    while alive := job_processes(job_id):
+    while alive := marked_processes(variable, value):
         if time.monotonic() > deadline:
             raise TimeoutError(f"processes {[process.pid for process in alive]} do not end on SIGKILL")
         for process in alive:
@@ -44,14 +49,14 @@ def kill_job(job_id: str, timeout: float = 5.0) -> None:
         psutil.wait_procs(alive, timeout=0.5)
 
 
-def job_processes(job_id: str) -> list[psutil.Process]:
-    """The living processes that carry ``job_id``."""
-    return [process for process in psutil.process_iter() if _carries(process, job_id)]
+def marked_processes(variable: str, value: str) -> list[psutil.Process]:
+    """The living processes with ``value`` in their environment."""
+    return [process for process in psutil.process_iter() if _carries(process, variable, value)]
 
 
-def _carries(process: psutil.Process, job_id: str) -> bool:
+def _carries(process: psutil.Process, variable: str, value: str) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(JOB_VARIABLE) == job_id
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(variable) == value
     except (psutil.Error, OSError):
         return False
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure
-from fastvideo.v1.worker.process import JOB_VARIABLE, job_processes
+from fastvideo.v1.worker.process import JOB_VARIABLE, marked_processes
 from fastvideo.v1.worker.torchrun import NodeSettings, launch, node_settings, parse_event
 
 JOBS = Path(__file__).parent
@@ -137,7 +137,7 @@ def test_timeout_stop_and_lost_torchrun_leave_no_process(tmp_path, monkeypatch):
     assert stopped_failure == JobFailure(Cause.PREEMPTED, "stopped on request")
     assert lost_failure.cause is Cause.INFRASTRUCTURE and "SIGKILL" in lost_failure.message
     assert len(job_ids) == 3
-    assert not [process for job_id in job_ids for process in job_processes(job_id)]
+    assert not [process for job_id in job_ids for process in marked_processes(JOB_VARIABLE, job_id)]
 
 
 def _remembering(job_ids):
