@@ -58,10 +58,13 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 def classify(error_file: Path, returncode: int, tail: Sequence[str] = ()) -> JobFailure:
     """Reads the failure out of ``TORCHELASTIC_ERROR_FILE``.
 
-    A process that is killed from outside writes none: that, and whatever we do not know, is infrastructure.
+    A process that is killed from outside writes none: that, and whatever we do not know, is infrastructure. A job that
+    was asked to leave on another node says so by its exit code alone.
     ``tail`` holds the last lines of output, for want of a traceback.
     """
     error = _read_error(error_file)
+    if error is None and returncode == EXIT_PREEMPTED:
+        return JobFailure(Cause.PREEMPTED, "the job was asked to leave", "\n".join(tail[-_DETAIL_LINES:]))
     if error is None:
         details = "\n".join(tail[-_DETAIL_LINES:])
         message = f"{_ending(returncode)} and left no error file"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fastvideo.v1.worker.failures import Cause, classify
+from fastvideo.v1.worker.failures import EXIT_PREEMPTED, Cause, classify
 
 
 def write_error(path, message):
@@ -39,3 +39,7 @@ def test_without_error_file_the_output_is_the_evidence(tmp_path):
 def test_a_cut_error_file_counts_as_none(tmp_path):
     (tmp_path / "error.json").write_text('{"message": {"mess')
     assert classify(tmp_path / "error.json", 1).cause is Cause.INFRASTRUCTURE
+
+
+def test_a_job_preempted_on_another_node_says_so_by_its_exit_code(tmp_path):
+    assert classify(tmp_path / "none.json", EXIT_PREEMPTED).cause is Cause.PREEMPTED
