@@ -4,6 +4,7 @@ from typing import Any
 
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.failures import clear_failures
+from fastvideo.v1.dataset.ledger import compact_ledger
 from fastvideo.v1.dataset.phase_layouts import choose_phase_layouts
 from fastvideo.v1.dataset.planning import plan_run
 from fastvideo.v1.dataset.recovery import index_recovered
@@ -13,6 +14,7 @@ from fastvideo.v1.dataset.shards import delete_wave, write_shards
 from fastvideo.v1.dataset.status import summarize
 from fastvideo.v1.dataset.waves import WaveShard, read_wave
 from fastvideo.v1.pipelines.describe import describe_pipeline
+from fastvideo.v1.pipelines.phase import ALL_PHASES
 from tasks.retries import storage_task
 
 
@@ -59,6 +61,8 @@ def close_wave(output: str, run: str, wave: str) -> dict[str, Any]:
 
 def _index(run: Run, found: Scan) -> Scan:
     """The scan, once objects that a killed process left out of the ledger are in it, or put aside as damaged."""
-    if not any(len(phase.unindexed_ids) for phase in found.values()):
-        return found
-    return scan(run) if index_recovered(run, found).damaged else found
+    if any(len(phase.unindexed_ids) for phase in found.values()) and index_recovered(run, found).damaged:
+        found = scan(run)
+    for phase in ALL_PHASES:
+        compact_ledger(run, phase)
+    return found

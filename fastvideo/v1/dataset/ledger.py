@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from fastvideo.v1.dataset.layout import ledger_dir
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.samples import from_parquet, to_parquet
+from fastvideo.v1.dataset.store_errors import StoreUnavailable
 from fastvideo.v1.pipelines.phase import Phase
 
 METRICS_TYPE = pa.struct(
@@ -38,6 +39,9 @@ LEDGER_SCHEMA = pa.schema(
 )
 _FLUSH_ROWS = 256
 _FLUSH_SECONDS = 60.0
+_SMALL_FILES, _SMALL_BYTES = 128, 2**21  # so many files of less than so many bytes are worth merging
+_MERGED_FILES = 512  # at most into one: some ten megabytes
+_READINGS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +84,7 @@ class LedgerWriter:
         self._flushed = time.monotonic()
         if self._rows:
             table = pa.Table.from_pylist(self._rows, schema=LEDGER_SCHEMA)
-            path = f"{ledger_dir(self._run.name, self._phase)}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
-            self._run.output.create(path, to_parquet(table))
+            self._run.output.create(_new_path(self._run, self._phase), to_parquet(table))
             self._rows = []
 
     def __enter__(self) -> Self:
@@ -92,12 +95,48 @@ class LedgerWriter:
 
 
 def read_ledger(run: Run, phase: Phase, columns: list[str] | None = None) -> pa.Table:
-    """One row an id; of several the one that tells the seconds, and of those the last."""
+    """One row an id; of several the one that tells the seconds, and of those the last.
+
+    Without ``seconds`` and ``started`` among its ``columns`` a table may have an id more than once.
+    """
     schema = LEDGER_SCHEMA if columns is None else pa.schema([LEDGER_SCHEMA.field(name) for name in columns])
-    paths = [info.path for info in run.output.list(ledger_dir(run.name, phase))]
-    tables = [from_parquet(data, columns) for data in run.output.read_many(paths)]
-    table = pa.concat_tables(tables).cast(schema) if tables else schema.empty_table()
+    table = _read_all(run, phase, schema)
     return _last_rows(table) if {"seconds", "started"} <= set(schema.names) else table
+
+
+def compact_ledger(run: Run, phase: Phase) -> int:
+    """Once there are many small files, writes their rows again as few and removes them; returns how many were merged.
+
+    Whoever is killed in between leaves rows twice, and so do two at once: readers take one row an id.
+    """
+    small = [info for info in run.output.list(ledger_dir(run.name, phase)) if info.size < _SMALL_BYTES]
+    if len(small) < _SMALL_FILES:
+        return 0
+    for start in range(0, len(small), _MERGED_FILES):
+        paths = [info.path for info in small[start : start + _MERGED_FILES]]
+        try:
+            tables = [from_parquet(data) for data in run.output.read_many(paths)]
+        except FileNotFoundError:
+            return start  # another process is merging them
+        run.output.create(_new_path(run, phase), to_parquet(pa.concat_tables(tables)))
+        run.output.delete_many(paths)
+    return len(small)
+
+
+def _read_all(run: Run, phase: Phase, schema: pa.Schema) -> pa.Table:
+    """The rows of all files; those that were merged into another between listing and reading are looked for anew."""
+    for _ in range(_READINGS):
+        paths = [info.path for info in run.output.list(ledger_dir(run.name, phase))]
+        try:
+            tables = [from_parquet(data, schema.names).cast(schema) for data in run.output.read_many(paths)]
+        except FileNotFoundError:
+            continue
+        return pa.concat_tables([schema.empty_table(), *tables])
+    raise StoreUnavailable(f"the ledger of run {run.name}, phase {phase}, did not hold still to be read")
+
+
+def _new_path(run: Run, phase: Phase) -> str:
+    return f"{ledger_dir(run.name, phase)}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
 
 
 def _last_rows(table: pa.Table) -> pa.Table:

@@ -26,13 +26,15 @@ class PhaseScan:
     """One phase of a run; ids are Arrow arrays of strings.
 
     ``total`` is done + failed + blocked + missing. ``blocked`` waits for something that failed in an earlier phase;
-    ``missing`` can be made. ``unindexed_ids`` are done but have no ledger row.
+    ``missing`` can be made. ``unindexed_ids`` are done but have no ledger row. ``seconds`` is how long one takes, the
+    median of the ledger's rows, None before the first.
     """
 
     total: int
     done: int
     blocked: int
     bytes: int
+    seconds: float | None
     missing_ids: pa.Array
     failed_ids: pa.Array
     unindexed_ids: pa.Array
@@ -111,16 +113,17 @@ def _phase_scan(
     run: Run, phase: Phase, ids: pa.Array, done: pa.Array, failed: pa.Array, blocked: pa.Array, objects: pa.Table
 ) -> PhaseScan:
     done_ids = ids.filter(done)
-    indexed = _flat(read_ledger(run, phase, ["id"])["id"])
+    ledger = read_ledger(run, phase, ["id", "seconds"])
     ours = objects.filter(pc.is_in(_flat(objects["id"]), done_ids))
     return PhaseScan(
         total=len(ids),
         done=len(done_ids),
         blocked=pc.sum(blocked).as_py() or 0,
         bytes=pc.sum(ours["bytes"]).as_py() or 0,
+        seconds=pc.approximate_median(ledger["seconds"]).as_py(),
         missing_ids=ids.filter(pc.invert(pc.or_(pc.or_(done, failed), blocked))),
         failed_ids=ids.filter(failed),
-        unindexed_ids=done_ids.filter(pc.invert(pc.is_in(done_ids, indexed))),
+        unindexed_ids=done_ids.filter(pc.invert(pc.is_in(done_ids, _flat(ledger["id"])))),
     )
 
 

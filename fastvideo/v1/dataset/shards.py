@@ -3,20 +3,19 @@
 import json
 import math
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from fastvideo.v1.dataset.backlog import SAMPLE_PHASES, Backlog, read_backlog
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.layout import shard_path, wave_dir
-from fastvideo.v1.dataset.ledger import read_ledger
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, from_parquet, to_parquet
-from fastvideo.v1.dataset.scan import INPUT_COLUMNS, Scan, read_index
+from fastvideo.v1.dataset.scan import INPUT_COLUMNS, Scan
 from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.inputs import IMAGE_INPUT
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
@@ -57,33 +56,41 @@ class Shard:
         return cls(**{**values, "phase": Phase(values["phase"])})
 
 
+def write_waves(
+    run: Run,
+    scan: Scan,
+    config: RunConfig,
+    first: int,
+    count: int,
+    layouts: Mapping[Phase, ParallelLayout] | None = None,
+) -> Iterator[list[Shard]]:
+    """The next ``count`` waves, numbered from ``first``: shards for the samples that miss an input, latents or a video.
+
+    Samples come in data-set order, each in one wave; a wave's encode shards come first, then denoise, then decode, all
+    about the same samples. An input that samples of several waves lack lies in each, so that any wave can run alone.
+    Fewer, or none, when no more can be made. Jobs work in ``layouts``, without them in that of the engine.
+    """
+    layouts = layouts or dict.fromkeys(ALL_PHASES, config.engine.layout)
+    backlog = read_backlog(run, scan)
+    rows, batches = SAMPLE_SCHEMA.empty_table(), backlog.rows(run)
+    start = 0
+    for number in range(first, first + count):
+        left = backlog.since(start)
+        if not len(left.positions):
+            return
+        sizes = {phase: shard_size(scan, config, phase, layouts[phase], left.count(phase)) for phase in SAMPLE_PHASES}
+        wanted = config.wave_size * sizes[Phase.DENOISE]
+        while len(rows) < wanted and (batch := next(batches, None)) is not None:
+            rows = pa.concat_tables([rows, pa.Table.from_batches([batch])])
+        yield _write_wave(run, config, number, rows[:wanted], left, sizes, layouts)
+        rows, start = rows[wanted:], start + wanted
+
+
 def write_shards(
     run: Run, scan: Scan, config: RunConfig, wave_number: int, layouts: Mapping[Phase, ParallelLayout] | None = None
 ) -> list[Shard]:
-    """The next wave: shards for the first samples, in data-set order, that miss an input, latents or a video.
-
-    Encode shards come first, then denoise, then decode, all about the same samples. Empty when nothing can be made.
-    Their jobs work in ``layouts``, without them in that of the engine.
-    """
-    layouts = layouts or dict.fromkeys(ALL_PHASES, config.engine.layout)
-    size = shard_size(run, scan, config, Phase.DENOISE, layouts[Phase.DENOISE])
-    rows = _next_rows(run, scan, config.wave_size * size)
-    if not len(rows):
-        return []
-    wave = f"{wave_number:04d}-{uuid.uuid4().hex[:6]}"
-    texts, images = _inputs(run, rows, scan[Phase.ENCODE].missing_ids)
-    denoise = rows.filter(pc.is_in(rows["id"], scan[Phase.DENOISE].missing_ids))
-    decode = rows.filter(pc.is_in(rows["id"], scan[Phase.DECODE].missing_ids))
-    pieces = {
-        Phase.ENCODE: [*_cut(texts, config.text_shard_size), *_cut(images, config.image_shard_size)],
-        Phase.DENOISE: _cut(denoise, size),
-        Phase.DECODE: _cut(decode, shard_size(run, scan, config, Phase.DECODE, layouts[Phase.DECODE])),
-    }
-    return [
-        _write(run, wave, phase, index, piece, layouts[phase])
-        for phase in ALL_PHASES
-        for index, piece in enumerate(pieces[phase])
-    ]
+    """The next wave alone; empty when nothing can be made. See :func:`write_waves`."""
+    return next(write_waves(run, scan, config, wave_number, 1, layouts), [])
 
 
 def read_shard(run: Run, path: str) -> pa.Table:
@@ -98,60 +105,64 @@ def layout_of(shard: pa.Table) -> ParallelLayout:
 
 def delete_wave(run: Run, wave: str) -> None:
     """Removes a wave's shards; nothing is lost with them."""
-    for info in run.output.list(wave_dir(run.name, wave)):
-        run.output.delete(info.path)
+    run.output.delete_many([info.path for info in run.output.list(wave_dir(run.name, wave))])
 
 
-def shard_size(run: Run, scan: Scan, config: RunConfig, phase: Phase, layout: ParallelLayout) -> int:
-    """Samples of a shard: the config's number, else one and a half hours of a job, less where samples are few."""
+def shard_size(scan: Scan, config: RunConfig, phase: Phase, layout: ParallelLayout, missing: int) -> int:
+    """Samples of a shard where ``missing`` are left to be cut.
+
+    The config's number, else one and a half hours of a job by the seconds that the ledger tells, less where samples are
+    few.
+    """
     fixed = {Phase.DENOISE: config.shard_size, Phase.DECODE: config.decode_shard_size}[phase]
     if fixed is not None:
         return fixed
-    seconds = pc.approximate_median(read_ledger(run, phase)["seconds"]).as_py()
+    seconds = scan[phase].seconds
     largest = TARGET_SECONDS / seconds if seconds else _UNMEASURED[phase]
     largest = min(max(int(largest), 1) * layout.data, _LARGEST)
     shards_per_job = _SHARDS_PER_JOB if config.jobs > 1 else 1
-    return max(1, min(largest, math.ceil(scan[phase].missing / (config.jobs * shards_per_job))))
+    return max(1, min(largest, math.ceil(missing / (config.jobs * shards_per_job))))
 
 
-def _next_rows(run: Run, scan: Scan, limit: int) -> pa.Table:
-    index = read_index(run)
-    missing = {phase: scan[phase].missing_ids for phase in ALL_PHASES}
-    masks = [
-        pc.is_in(index["id"], missing[Phase.DENOISE]),
-        pc.is_in(index["id"], missing[Phase.DECODE]),
-        *(pc.is_in(index[name], missing[Phase.ENCODE]) for name in INPUT_COLUMNS),
+def _write_wave(
+    run: Run,
+    config: RunConfig,
+    number: int,
+    rows: pa.Table,
+    backlog: Backlog,
+    sizes: Mapping[Phase, int],
+    layouts: Mapping[Phase, ParallelLayout],
+) -> list[Shard]:
+    """The shards of ``rows``, with which ``backlog`` begins."""
+    wave = f"{number:04d}-{uuid.uuid4().hex[:6]}"
+    lacking = {name: rows.filter(pa.array(lack[: len(rows)])) for name, lack in backlog.lacks.items()}
+    texts, images = _inputs(run, lacking)
+    pieces = {
+        Phase.ENCODE: [*_cut(texts, config.text_shard_size), *_cut(images, config.image_shard_size)],
+        **{phase: _cut(lacking[phase], sizes[phase]) for phase in SAMPLE_PHASES},
+    }
+    return [
+        _write(run, wave, phase, index, piece, layouts[phase])
+        for phase in ALL_PHASES
+        for index, piece in enumerate(pieces[phase])
     ]
-    wanted = np.logical_or.reduce([mask.to_numpy() for mask in masks])
-    positions = np.flatnonzero(wanted)[:limit]
-    return pa.Table.from_batches(_take(run.iter_batches(), positions), SAMPLE_SCHEMA)
 
 
-def _take(batches: Iterable[pa.RecordBatch], positions: np.ndarray) -> Iterator[pa.RecordBatch]:
-    start = 0
-    for batch in batches:
-        if not len(positions) or positions[-1] < start:
-            return
-        inside = positions[(positions >= start) & (positions < start + len(batch))]
-        if len(inside):
-            yield batch.take(pa.array(inside - start))
-        start += len(batch)
+def _inputs(run: Run, lacking: Mapping[str, pa.Table]) -> tuple[pa.Table, pa.Table]:
+    """The texts and the images that are to be encoded, each once, of the rows that lack each of ``INPUT_COLUMNS``."""
+    prompts, negatives, images = (lacking[name] for name in INPUT_COLUMNS)
+    canvas = {name: images[name].fill_null(getattr(run.sampling, name)) for name in IMAGE_INPUT[1:]}
+    texts = (
+        {"id": prompts["input_id"], "text": prompts["prompt"]},
+        {"id": negatives["negative_input_id"], "text": negatives["negative_prompt"]},
+    )
+    return _distinct(*texts), _distinct({"id": images["image_input_id"], "image": images["image"], **canvas})
 
 
-def _inputs(run: Run, rows: pa.Table, missing: pa.Array) -> tuple[pa.Table, pa.Table]:
-    """The texts and the images that are to be encoded for the rows, each once."""
-    canvas = {name: rows[name].fill_null(getattr(run.sampling, name)) for name in IMAGE_INPUT[1:]}
-    prompts = {"id": rows["input_id"], "text": rows["prompt"]}
-    negatives = {"id": rows["negative_input_id"], "text": rows["negative_prompt"]}
-    images = {"id": rows["image_input_id"], "image": rows["image"], **canvas}
-    return _distinct(missing, prompts, negatives), _distinct(missing, images)
-
-
-def _distinct(missing: pa.Array, *columns: Mapping[str, pa.ChunkedArray]) -> pa.Table:
-    """The rows of ``INPUT_SCHEMA`` among ``missing``, in order; columns that are not given are null."""
+def _distinct(*columns: Mapping[str, pa.ChunkedArray]) -> pa.Table:
+    """The rows of ``INPUT_SCHEMA``, each id once, in order; columns that are not given are null."""
     tables = [pa.table(dict(part)) for part in columns]
     inputs = pa.concat_tables([INPUT_SCHEMA.empty_table(), *tables], promote_options="permissive")
-    inputs = inputs.filter(pc.is_in(inputs["id"], missing))
     _, first = np.unique(inputs["id"].to_numpy(), return_index=True)
     return inputs.take(pa.array(np.sort(first)))
 

@@ -22,7 +22,7 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 60.0
 _SINGLE_PUT = 5 * 2**30  # a multi-part upload is not exclusive on every server; one PUT is
 _LISTING_THREADS = 16
-_READING_THREADS = 8
+_READING_THREADS = _DELETING_THREADS = 8
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "skip_instance_cache": True,
@@ -112,6 +112,12 @@ class Store:
         """Removes an object; one that is gone already is no error."""
         with contextlib.suppress(FileNotFoundError):
             self._call(partial(self._fs.rm_file, self._full(path)), path)
+
+    def delete_many(self, paths: Iterable[str]) -> None:
+        """Removes objects, some at a time in parallel; those that are gone already are no error."""
+        with ThreadPoolExecutor(_DELETING_THREADS) as pool:
+            for _ in pool.map(self.delete, paths):
+                pass
 
     def set_aside(self, path: str) -> str:
         """Moves a damaged object out of the way, so that it is made again; returns its new path."""

@@ -2,20 +2,22 @@
 
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from fastvideo.v1.dataset import ledger as ledger_module
 from fastvideo.v1.dataset.failures import clear_failures, read_failures, record_failure
 from fastvideo.v1.dataset.layout import object_path, step_path
-from fastvideo.v1.dataset.ledger import LedgerRow, LedgerWriter, read_ledger
+from fastvideo.v1.dataset.ledger import LedgerRow, LedgerWriter, compact_ledger, read_ledger
 from fastvideo.v1.dataset.planning import plan_run
 from fastvideo.v1.dataset.recovery import Recovery, index_recovered
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.samples import to_samples
 from fastvideo.v1.dataset.scan import scan
-from fastvideo.v1.dataset.shards import Shard, delete_wave, read_shard, shard_size, write_shards
+from fastvideo.v1.dataset.shards import Shard, delete_wave, read_shard, shard_size, write_shards, write_waves
 from fastvideo.v1.dataset.status import run_status
 from fastvideo.v1.dataset.waves import read_wave
 from fastvideo.v1.distributed.layout import ParallelLayout
@@ -84,6 +86,25 @@ def test_waves_make_all_of_the_samples_and_each_once(make_config, make_object) -
         make_wave(run, shards, make_object)  # a second creation of any object would fail
     assert sizes == [[4, 3, 2, 2, 2, 5, 1], [4, 2, 2, 4]]
     assert run_status(config.output).exit_code == 0
+
+
+def test_one_scan_cuts_many_waves_that_share_no_sample(make_config, make_object) -> None:
+    config = make_config(*prompts(11), shard_size=2, wave_size=2)
+    run = plan_run(config).run
+    make_object(run, Phase.DENOISE, ids(run)[1])
+    waves = list(write_waves(run, scan(run), config, 5, 9))
+    assert [shards[0].wave.split("-")[0] for shards in waves] == ["0005", "0006", "0007"]
+    rows = {phase: [wave_ids(run, shards, phase) for shards in waves] for phase in ALL_PHASES}
+    assert [*chain(*rows[Phase.DECODE])] == ids(run)
+    assert [*chain(*rows[Phase.DENOISE])] == [ids(run)[0], *ids(run)[2:]]
+    assert [len(wave) for wave in rows[Phase.DECODE]] == [4, 4, 3]
+    negative = next(id for id in rows[Phase.ENCODE][0] if id not in inputs(run))
+    assert all(wave[-1] == negative for wave in rows[Phase.ENCODE]), "each can run without the others"
+    assert [len(list(write_waves(run, scan(run), config, 0, count))) for count in (0, 2)] == [0, 2]
+
+
+def wave_ids(run: Run, shards: list[Shard], phase: Phase) -> list[str]:
+    return [id for shard in shards if shard.phase is phase for id in read_shard(run, shard.path)["id"].to_pylist()]
 
 
 def test_shards_carry_whole_samples_and_small_messages(make_config) -> None:
@@ -175,6 +196,38 @@ def test_the_ledger_keeps_one_row_an_id_the_one_that_tells_most(make_config) -> 
     assert read_ledger(run, Phase.ENCODE).num_rows == 0
 
 
+def test_many_small_ledger_files_become_few(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_SMALL_FILES", 5)
+    monkeypatch.setattr(ledger_module, "_MERGED_FILES", 3)
+    run = plan_run(make_config(*prompts(1))).run
+    for number in range(5):
+        assert compact_ledger(run, Phase.DENOISE) == 0
+        with LedgerWriter(run, Phase.DENOISE, str(number)) as ledger:
+            ledger.add(LedgerRow(id=f"{number}", bytes=number, sha256="s", started=1.0, seconds=2.0, metrics={}))
+    before = read_ledger(run, Phase.DENOISE)
+    assert compact_ledger(run, Phase.DENOISE) == 5
+    assert len(run.output.list(f"runs/{run.name}/ledger/denoise")) == 2
+    assert read_ledger(run, Phase.DENOISE).equals(before)
+
+
+def test_a_ledger_merged_while_it_is_read_is_read_again(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_SMALL_FILES", 2)
+    run = plan_run(make_config(*prompts(1))).run
+    for id in "ab":
+        with LedgerWriter(run, Phase.DENOISE) as ledger:
+            ledger.add(LedgerRow(id=id, bytes=1, sha256="s", started=1.0))
+    list_now = run.output.list
+
+    def list_then_merge(prefix: str):
+        found = list_now(prefix)
+        monkeypatch.setattr(run.output, "list", list_now)
+        assert compact_ledger(run, Phase.DENOISE) == 2
+        return found
+
+    monkeypatch.setattr(run.output, "list", list_then_merge)
+    assert read_ledger(run, Phase.DENOISE, ["id"])["id"].to_pylist() == ["a", "b"]
+
+
 def test_an_error_on_the_way_still_writes_the_rows_taken(make_config) -> None:
     run = plan_run(make_config(*prompts(1))).run
     with pytest.raises(RuntimeError), LedgerWriter(run, Phase.DECODE) as ledger:
@@ -186,16 +239,16 @@ def test_an_error_on_the_way_still_writes_the_rows_taken(make_config) -> None:
 def test_shards_follow_measured_seconds_and_the_jobs_at_hand(make_config) -> None:
     config = make_config(*prompts(1000))
     run = plan_run(config).run
-    assert shard_size(run, scan(run), config, Phase.DENOISE, ParallelLayout()) == 256
+    assert shard_size(scan(run), config, Phase.DENOISE, ParallelLayout(), 1000) == 256
     many_jobs = make_config(*prompts(1000), jobs=10)
-    assert shard_size(run, scan(run), many_jobs, Phase.DENOISE, ParallelLayout()) == 50
+    assert shard_size(scan(run), many_jobs, Phase.DENOISE, ParallelLayout(), 1000) == 50
     with LedgerWriter(run, Phase.DENOISE) as ledger:
         for number in range(5):
             ledger.add(LedgerRow(id=str(number), bytes=1, sha256="", started=0.0, seconds=90.0))
-    assert shard_size(run, scan(run), config, Phase.DENOISE, ParallelLayout()) == 60
+    assert shard_size(scan(run), config, Phase.DENOISE, ParallelLayout(), 1000) == 60
     on_gpus = make_config(*prompts(1), engine={"num_gpus": 16, "sp_size": 2})
-    assert shard_size(run, scan(run), on_gpus, Phase.DENOISE, on_gpus.engine.layout) == 480, "a sample a model group"
-    assert shard_size(run, scan(run), make_config(*prompts(1), shard_size=7), Phase.DENOISE, ParallelLayout()) == 7
+    assert shard_size(scan(run), on_gpus, Phase.DENOISE, on_gpus.engine.layout, 1000) == 480, "a sample a model group"
+    assert shard_size(scan(run), make_config(*prompts(1), shard_size=7), Phase.DENOISE, ParallelLayout(), 1000) == 7
 
 
 def test_a_shard_tells_the_layout_of_its_job(make_config) -> None:
