@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tasks.events import Event, Listener
 
-_LINE_EVERY_SECONDS = 10.0
+LINE_EVERY_SECONDS = 10.0
 
 
 @contextmanager
@@ -39,6 +39,8 @@ class _Counts:
                 case "planned":
                     self.total = {phase: counts["total"] for phase, counts in event["phases"].items()}
                     self.done = {phase: counts["done"] for phase, counts in event["phases"].items()}
+                    for line in event.get("changes", ()):
+                        self.say(line)
                     rejected = f", {event['rejected']} rows kept out" if event.get("rejected") else ""
                     self.say(
                         f"run {event['run']}: {self.total['decode']} videos, {self.done['decode']} there{rejected}"
@@ -95,7 +97,7 @@ class _Lines(_Counts):
         self._shown = time.monotonic()
 
     def show(self) -> None:
-        if time.monotonic() - self._shown >= _LINE_EVERY_SECONDS:
+        if time.monotonic() - self._shown >= LINE_EVERY_SECONDS:
             self._shown = time.monotonic()
             self.say(", ".join(f"{phase} {self.done[phase]}/{total}" for phase, total in self.total.items()))
 
@@ -113,24 +115,12 @@ def show_summary(summary: Mapping[str, Any]) -> None:
         print("some samples failed; `fastvideo dataset retry` takes them up again")
 
 
-def show_plan(plan: Mapping[str, Any]) -> None:
-    """What a run would make."""
-    print(f"{plan['samples']} samples, {plan['new']} of them new, {plan['repeated']} asked for again")
-    if plan["rejected"]:
-        print(f"{plan['rejected']} rows are kept out, among them:")
-        for row in plan["rejected_rows"]:
-            print(f"  {row}")
-    for phase, layout in plan["layouts"].items():
-        print(f"  {phase:8}on {layout}")
-    show_status(plan)
-
-
 def show_status(status: Mapping[str, Any]) -> None:
     """The counts of each phase."""
     print(f"run {status['run']}")
     for phase, counts in status["phases"].items():
         parts = [f"{counts[name]} {name}" for name in ("failed", "blocked", "missing") if counts[name]]
-        line = ", ".join([f"{counts['done']} of {counts['total']} done", *parts, _size(counts["bytes"])])
+        line = ", ".join([f"{counts['done']} of {counts['total']} done", *parts, format_size(counts["bytes"])])
         print(f"  {phase:8}{line}")
 
 
@@ -141,7 +131,7 @@ def show_published(published: Mapping[str, Any]) -> None:
         print(f"contact sheet: {published['contact_sheet']}")
 
 
-def _size(size: float) -> str:
+def format_size(size: float) -> str:
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

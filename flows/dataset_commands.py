@@ -1,15 +1,16 @@
 """``fastvideo dataset``: run, plan, status, retry, publish."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from flows.command import EXIT_CODES, add_command, print_result
+from flows.keeping_commands import add_keeping_commands
 
 if TYPE_CHECKING:
     from fastvideo.v1.dataset.config import RunConfig
 
 _KEYS = "any key of the config may follow, dotted: --sampling.num_inference_steps 8 --shard_size 16"
-_EXIT_CODES = "exit codes: 0 all done, 2 samples failed, 3 samples missing, 1 a mistake"
 
 
 def add_dataset_commands(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -18,30 +19,29 @@ def add_dataset_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     kinds = dataset.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
         ("run", _run, "make every video that is missing, then publish"),
-        ("plan", _plan, "say what a run would make; changes nothing"),
+        ("plan", _plan, "say what a run would make and cost; changes nothing"),
     ):
-        command = _add(kinds, name, run, text)
+        command = add_command(kinds, name, run, text)
         command.add_argument("--prompts", metavar="URI", help="prompts: a file or folder, or a packaged list")
         _add_config(command)
+        if name == "plan":
+            command.add_argument("--price", metavar="X", type=float, help="money for a GPU-hour, to be quoted")
     _add_config(_retry_command(kinds))
     for name, run, text in (
         ("status", _status, "say what is done, failed and missing"),
         ("publish", _publish, "write the tables, the card and the contact sheet anew"),
     ):
-        command = _add(kinds, name, run, text)
+        command = add_command(kinds, name, run, text)
         command.add_argument("--output", metavar="URI", required=True, help="the data set")
         command.add_argument("--run", metavar="NAME", dest="run_name", help="the run; the newest by default")
-
-
-def _add(kinds: "argparse._SubParsersAction[Any]", name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = kinds.add_parser(name, help=text, allow_abbrev=False, epilog=_EXIT_CODES)
-    command.add_argument("--json", action="store_true", help="print the result as JSON")
-    command.set_defaults(run=run)
-    return command
+        if name == "status":
+            text = "again and again, every so many seconds (10), until nothing is missing"
+            command.add_argument("--watch", metavar="SECONDS", nargs="?", const=10.0, type=float, help=text)
+    add_keeping_commands(kinds)
 
 
 def _retry_command(kinds: "argparse._SubParsersAction[Any]") -> argparse.ArgumentParser:
-    command = _add(kinds, "retry", _retry, "take up failed samples again, and make what is missing")
+    command = add_command(kinds, "retry", _retry, "take up failed samples again, and make what is missing")
     command.add_argument("--run", metavar="NAME", dest="run_name", help="the run; the newest by default")
     return command
 
@@ -50,7 +50,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", metavar="URI", help="the data set")
     command.add_argument("--model", metavar="DIR", help="model directory, URI or cached hub id")
     command.add_argument("--config", metavar="YAML", help="a file with keys of the config")
-    command.epilog = f"{_KEYS}; {_EXIT_CODES}"
+    command.epilog = f"{_KEYS}; {EXIT_CODES}"
     command.set_defaults(take_keys=parse_keys)
 
 
@@ -102,30 +102,42 @@ def _orchestrate(options: argparse.Namespace, flow_name: str, parameters: Mappin
                 summary = getattr(flows, flow_name)(**parameters)
             except flows.RunIncomplete as incomplete:
                 summary = incomplete.summary
-    _print(options, summary, show_summary)
+    print_result(options, summary, show_summary)
     return int(summary["exit_code"])
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from fastvideo.v1.dataset.changes import find_changes
     from fastvideo.v1.dataset.planning import plan_run
+    from fastvideo.v1.dataset.quote import quote
     from fastvideo.v1.dataset.status import summarize
-    from flows.console import show_plan
+    from flows.quote_console import show_plan
 
-    planned = plan_run(_config(options), write=False)
+    config = _config(options)
+    planned = plan_run(config, write=False)
+    quoted = quote(planned, config)
+    changes = find_changes(planned, config, quoted)
     counts: dict[str, Any] = {"samples": planned.num_samples, "new": planned.num_new, "repeated": planned.num_repeated}
     rejected = [f"{row.source}: {row.reason}" for row in planned.rejected]
     status = summarize(planned.run, planned.scan).to_dict()
     counts["layouts"] = {str(phase): f"{said.layout.brief}: {said.reason}" for phase, said in planned.layouts.items()}
-    _print(options, {**counts, "rejected": planned.num_rejected, "rejected_rows": rejected, **status}, show_plan)
+    counts["quote"] = {str(phase): part.to_dict() for phase, part in quoted.items()}
+    counts["price"] = options.price
+    counts["changes"] = changes.lines() if changes else []
+    print_result(options, {**counts, "rejected": planned.num_rejected, "rejected_rows": rejected, **status}, show_plan)
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.watch is not None:
+        from flows.watch import watch
+
+        return watch(options.output, options.run_name, options.watch, options.json)
     from fastvideo.v1.dataset.status import run_status
     from flows.console import show_status
 
     status = run_status(options.output, options.run_name)
-    _print(options, status.to_dict(), show_status)
+    print_result(options, status.to_dict(), show_status)
     return status.exit_code
 
 
@@ -139,12 +151,5 @@ def _publish(options: argparse.Namespace) -> int:
 
     opened = open_run(options.output, options.run_name)
     published = {**asdict(publish(opened)), "output": opened.output.uri("")}
-    _print(options, published, show_published)
+    print_result(options, published, show_published)
     return run_status(opened.output, opened.name).exit_code
-
-
-def _print(options: argparse.Namespace, result: dict[str, Any], show: Any) -> None:
-    if options.json:
-        print(json.dumps(result))
-    else:
-        show(result)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fastvideo.v1.dataset.changes import find_changes
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.failures import clear_failures
 from fastvideo.v1.dataset.ledger import compact_ledger
@@ -22,8 +23,14 @@ from tasks.retries import storage_task
 def plan(config: RunConfig) -> dict[str, Any]:
     """Adds the prompts' new samples to the run that ``config`` names; returns the run's name and counts."""
     planned = plan_run(config)
+    changes = find_changes(planned, config)
     found = _index(planned.run, planned.scan)
-    counts = {"samples": planned.num_samples, "new": planned.num_new, "repeated": planned.num_repeated}
+    counts = {
+        "changes": changes.lines() if changes else [],
+        "samples": planned.num_samples,
+        "new": planned.num_new,
+        "repeated": planned.num_repeated,
+    }
     return {**counts, "rejected": planned.num_rejected, **summarize(planned.run, found).to_dict()}
 
 

@@ -10,7 +10,7 @@ import torch
 from fastvideo.data import EMBEDDED_MODEL, PROMPT_LISTS
 from fastvideo.v1.pipelines import registry
 
-pytest_plugins = ["tests.s3_servers", "tests.wan_variants"]
+pytest_plugins = ["tests.data_sets", "tests.s3_servers", "tests.wan_variants"]
 
 
 @pytest.fixture(scope="session")

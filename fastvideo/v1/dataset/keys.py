@@ -37,6 +37,17 @@ _SAMPLING_FIELDS = {
 }
 
 
+def sampling_fields(phase: Phase) -> tuple[str, ...]:
+    """The sampling parameters in a phase's key."""
+    return _SAMPLING_FIELDS[phase]
+
+
+def engine_fields(phase: Phase) -> tuple[str, ...]:
+    """Those of :func:`result_settings` that may be in a phase's key."""
+    denoise = ("lora_path", "lora_scale", TILE_STRATEGY, "step_skip_threshold", SKIP_RULE)
+    return _ENGINE_FIELDS[phase] + (denoise if phase is Phase.DENOISE else ())
+
+
 def result_settings(engine: FastVideoArgs) -> dict[str, Any]:
     """The process settings that shape results.
 

@@ -5,6 +5,8 @@ from fastvideo.v1.pipelines.phase import Phase
 RUNS = "runs"
 DATA = "data"
 IMAGES = "images"
+DAMAGED = "damaged"
+PROBES = ".probe"
 CARD = "README.md"
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -30,6 +32,12 @@ def object_id(phase: Phase, path: str) -> str | None:
     return name.removesuffix(_SUFFIX[phase])
 
 
+def step_id(path: str) -> str | None:
+    """The id of the sample whose steps are saved at ``path``, or None for anything else."""
+    name = path.rpartition("/")[2]
+    return name.removesuffix(_STEP_SUFFIX) if name.endswith(_STEP_SUFFIX) else None
+
+
 def input_path(key: str, input_id: str) -> str:
     """Embeddings of one distinct text or image."""
     return object_path(Phase.ENCODE, key, input_id)
@@ -53,6 +61,22 @@ def video_path(key: str, id: str) -> str:
 def image_path(sha256: str) -> str:
     """The file of an image that samples start from, as it came: kept once, so that no run depends on its source."""
     return f"{IMAGES}/{sha256[:2]}/{sha256}"
+
+
+def image_id(path: str) -> str | None:
+    """The SHA-256 of the image at ``path``, or None for anything else."""
+    name = path.rpartition("/")[2]
+    return name if len(name) == 64 else None
+
+
+def users_dir() -> str:
+    """In a store apart from the outputs that it serves: one JSON file for each of them."""
+    return "used-by"
+
+
+def user_path(output_digest: str) -> str:
+    """The file that names one output."""
+    return f"{users_dir()}/{output_digest}.json"
 
 
 def run_path(run: str) -> str:
@@ -90,9 +114,14 @@ def failed_path(run: str, phase: Phase, id: str) -> str:
     return f"{failed_dir(run, phase)}/{id}.json"
 
 
+def waves_dir(run: str) -> str:
+    """A folder for each wave that is under way."""
+    return f"{RUNS}/{run}/waves"
+
+
 def wave_dir(run: str, wave: str) -> str:
     """The shards of one wave; gone when the wave is done."""
-    return f"{RUNS}/{run}/waves/{wave}"
+    return f"{waves_dir(run)}/{wave}"
 
 
 def shard_path(run: str, wave: str, phase: Phase, index: int) -> str:

@@ -27,13 +27,13 @@ def replace(path: str, write: Callable[[BinaryIO], object]) -> None:
     _sync_folder(os.path.dirname(path))
 
 
-def scan_folder(folder: str) -> list[tuple[str, int, float]]:
-    """Name, size and modification time of each file in ``folder``; unfinished ones are left out."""
+def scan_folder(folder: str, *, unfinished: bool = False) -> list[tuple[str, int, float]]:
+    """Name, size and modification time of each file in ``folder``: of finished ones, or of the others."""
     found = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):
+                if entry.is_file() and entry.name.startswith(TEMPORARY_PREFIX) == unfinished:
                     state = entry.stat()
                     found.append((entry.name, state.st_size, state.st_mtime))
     except FileNotFoundError:

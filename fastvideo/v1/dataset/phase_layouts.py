@@ -5,6 +5,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from fsspec.core import url_to_fs
 
@@ -18,7 +19,7 @@ from fastvideo.v1.models.dits.workload import dit_workload
 from fastvideo.v1.models.loader.repository import ModelRepository
 from fastvideo.v1.pipelines.describe import PipelineDescription
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
-from fastvideo.v1.sampling_params import SamplingParams
+from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
 
 
 def choose_phase_layouts(
@@ -41,7 +42,9 @@ def choose_phase_layouts(
     for phase in ALL_PHASES:
         sizes = {name: _weight_bytes(description.model_root, name, engine) for name in description.components[phase]}
         held = _held_at_once(sizes, engine)
-        work = _workload(description, sampling, held) if phase is Phase.DENOISE else None
+        work = None
+        if phase is Phase.DENOISE:
+            work = denoise_workload(transformer_config(description), description.canvas, sampling, held)
         if work is None:
             choices[phase] = choose_for_weights(held, engine.num_gpus, cluster)
         else:
@@ -77,12 +80,18 @@ def _held_at_once(sizes: Mapping[str, float], engine: FastVideoArgs) -> float:
     return sum(size for name, size in sizes.items() if name not in waiting)
 
 
-def _workload(description: PipelineDescription, sampling: SamplingParams, weight_bytes: float) -> Workload | None:
-    """A step of the transformer on the run's canvas; None for an architecture that is not ours."""
+def transformer_config(description: PipelineDescription) -> dict[str, Any]:
+    """The transformer's ``config.json``; empty for a pipeline without one."""
     if "transformer" not in description.components[Phase.DENOISE]:
-        return None
-    config = ModelRepository(description.model_root).read_json("transformer/config.json")
-    patch, rule = config.get("patch_size", 1), description.canvas
+        return {}
+    return ModelRepository(description.model_root).read_json("transformer/config.json")
+
+
+def denoise_workload(
+    config: Mapping[str, Any], rule: CanvasRule, sampling: SamplingParams, weight_bytes: float = 0.0
+) -> Workload | None:
+    """A step of the transformer of ``config`` on the canvas; None for an architecture that is not ours."""
+    patch = config.get("patch_size", 1)
     side = max(1, rule.spatial // (patch if isinstance(patch, int) else patch[1]))
     frames = (sampling.num_frames - 1) // rule.temporal + 1
     size = (frames, sampling.height // side, sampling.width // side)

@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from fastvideo.v1.dataset.canonical import digest
+from fastvideo.v1.dataset.collect import register_output
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.layout import rejected_path, requests_dir, run_path
 from fastvideo.v1.dataset.phase_layouts import choose_phase_layouts
@@ -19,7 +21,7 @@ from fastvideo.v1.dataset.prompt_row import PromptRow, RejectedRow
 from fastvideo.v1.dataset.prompts import read_prompts
 from fastvideo.v1.dataset.resolve import resolve_run
 from fastvideo.v1.dataset.row_images import RowImages
-from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.run import Run, list_runs
 from fastvideo.v1.dataset.sample import OVERRIDE_FIELDS, derive_seed, image_input_id, input_id, sample_id
 from fastvideo.v1.dataset.sample_log import SampleLog
 from fastvideo.v1.dataset.samples import REQUESTS_SCHEMA, read_requests, to_parquet
@@ -42,7 +44,8 @@ class Plan:
     """``num_samples`` counts the whole run, ``num_new`` what this plan added, ``num_repeated`` equal rows merged.
 
     ``rejected`` holds the first bad rows of ``num_rejected``; the run's folder has up to ten thousand.
-    ``layouts`` are what the phases' jobs work in.
+    ``layouts`` are what the phases' jobs work in. ``sizes`` counts the rows by what they ask for themselves, of the
+    sampling parameters that cost time. ``newest`` is the output's newest run before this plan.
     """
 
     run: Run
@@ -53,6 +56,8 @@ class Plan:
     num_rejected: int
     rejected: tuple[RejectedRow, ...]
     layouts: Mapping[Phase, LayoutChoice]
+    sizes: Mapping[tuple[tuple[str, Any], ...], int]
+    newest: Run | None
 
 
 def plan_run(config: RunConfig, *, write: bool = True) -> Plan:
@@ -67,10 +72,13 @@ def plan_run(config: RunConfig, *, write: bool = True) -> Plan:
     if write:
         for store in (run.output, run.objects):
             store.check_exclusive_create()
+        if run.store_uri:
+            register_output(run.objects, run.output)
+    newest = max(list_runs(output), key=lambda run: run.created, default=None)
     found, index = _add_samples(config, run, description, write)
     if write and not output.create(run_path(run.name), run.to_json()):
         logger.info("run %s goes on: %d samples, %d new", run.name, found["num_samples"], found["num_new"])
-    return Plan(run=run, scan=scan(run, index), layouts=layouts, **found)
+    return Plan(run=run, scan=scan(run, index), layouts=layouts, newest=newest, **found)
 
 
 def _add_samples(
@@ -95,6 +103,7 @@ def _add_samples(
         "num_repeated": sum(count - 1 for count in log.requests.values() if count),
         "num_rejected": planner.num_rejected,
         "rejected": tuple(planner.rejections[:20]),
+        "sizes": planner.sizes,
     }
     return found, log.index()
 
@@ -108,6 +117,7 @@ class _Planner:
         self._input_id = lru_cache(4096)(lambda text: input_id({"prompt": text}))
         self.num_rejected = 0
         self.rejections: list[RejectedRow] = []
+        self.sizes: Counter[tuple[tuple[str, Any], ...]] = Counter()
 
     def take(self, row: PromptRow | RejectedRow, image: str | None) -> None:
         """Adds the row's samples that are new, of ``image`` if it has one, or notes why it cannot be used."""
@@ -117,8 +127,10 @@ class _Planner:
         overrides = {name: value for name, value in row.overrides.items() if value != getattr(sampling, name)}
         if overrides and (error := self._canvas_error(*self._canvas(overrides))):
             return self._reject(RejectedRow(row.source, row.prompt[:200], error))
-        for repeat in range(row.repeats or self._run.repeats):
+        repeats = row.repeats or self._run.repeats
+        for repeat in range(repeats):
             self._add(row, image, overrides, repeat)
+        self.sizes[self._size(overrides)] += repeats
 
     def _add(self, row: PromptRow, image: str | None, overrides: Mapping[str, Any], repeat: int) -> None:
         sampling = self._run.sampling
@@ -143,6 +155,17 @@ class _Planner:
             image_source=row.image if isinstance(row.image, str) else None,
             **{name: overrides.get(name) for name in OVERRIDE_FIELDS},
         )
+
+    def _size(self, overrides: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+        """What of ``overrides`` costs time: of guidance, only whether there is any."""
+        if not overrides:
+            return ()
+        size = {name: value for name, value in overrides.items() if name != "guidance_scale"}
+        sampling = self._run.sampling
+        is_guided = sampling.guides_at(overrides.get("guidance_scale", sampling.guidance_scale))
+        if is_guided != sampling.is_guided:
+            size["guidance_scale"] = 2.0 if is_guided else 1.0
+        return tuple(sorted(size.items()))
 
     def _canvas(self, overrides: Mapping[str, Any]) -> tuple[int, int, int]:
         sampling = self._run.sampling

@@ -77,7 +77,7 @@ def _new_run(config: RunConfig, description: PipelineDescription, sampling: Samp
         keys=keys,
         fingerprints=fingerprints,
         stage_versions=description.stage_versions,
-        versions={name: _version(name) for name in _PACKAGES},
+        versions=package_versions(),
         store_uri=Store(config.store).uri("") if config.store else None,
         output=output,
     )
@@ -121,6 +121,11 @@ def _check_backend(engine: FastVideoArgs) -> None:
         raise ValueError(
             "attention_backend SLIDING_TILE_ATTN needs engine.sliding_tile_strategy, a JSON file of windows"
         )
+
+
+def package_versions() -> dict[str, str]:
+    """The installed versions of the packages on which results depend."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str:

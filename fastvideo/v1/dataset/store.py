@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from fsspec.core import url_to_fs
 
 from fastvideo.v1.dataset import local_files
+from fastvideo.v1.dataset.layout import DAMAGED, PROBES
 from fastvideo.v1.dataset.store_errors import StoreMisconfigured, StoreUnavailable, exists_already, translate
 
 T = TypeVar("T")
@@ -119,9 +120,19 @@ class Store:
             for _ in pool.map(self.delete, paths):
                 pass
 
+    def remove_empty_folders(self, prefix: str) -> None:
+        """Removes the folder ``prefix`` and those below it as far as they are empty; on S3 there are none.
+
+        For folders into which nobody writes any more.
+        """
+        if self._is_local:
+            for folder, _, _ in os.walk(self._full(prefix), topdown=False):
+                with contextlib.suppress(OSError):  # it is not empty
+                    os.rmdir(folder)
+
     def set_aside(self, path: str) -> str:
         """Moves a damaged object out of the way, so that it is made again; returns its new path."""
-        aside = f"damaged/{path}.{uuid.uuid4().hex[:8]}"
+        aside = f"{DAMAGED}/{path}.{uuid.uuid4().hex[:8]}"
         if self._is_local:
             local_files.make_folder(os.path.dirname(self._full(aside)))
         self._call(partial(self._fs.mv, self._full(path), self._full(aside)), path)
@@ -168,6 +179,11 @@ class Store:
         with ThreadPoolExecutor(_LISTING_THREADS) as pool:
             yield from pool.map(list_one, paths)
 
+    def list_temporary(self) -> Listing:
+        """Files of writers that are at work or were killed: none but on local disk."""
+        folders = [folder for folder, _, _ in os.walk(self._root)] if self._is_local else []
+        return sorted(info for folder in folders for info in self._scan_local(folder, unfinished=True))
+
     def folders(self, prefix: str) -> Names:
         """The names of the folders right under ``prefix``, sorted: one request."""
         full = self._full(prefix)
@@ -189,7 +205,7 @@ class Store:
         if self._is_local:
             self._call(partial(local_files.make_folder, self._root), "")
             return
-        probe = f".probe/{uuid.uuid4().hex}"
+        probe = f"{PROBES}/{uuid.uuid4().hex}"
         try:
             outcome = (self.create(probe, b"first"), self.create(probe, b"second"), self.read(probe))
         finally:
@@ -231,9 +247,11 @@ class Store:
             time.sleep(delay)
             delay = min(2 * delay, 5.0)
 
-    def _scan_local(self, folder: str) -> Listing:
+    def _scan_local(self, folder: str, unfinished: bool = False) -> Listing:
         relative = os.path.relpath(folder, self._root)
-        return [ObjectInfo(f"{relative}/{name}", size, time) for name, size, time in local_files.scan_folder(folder)]
+        start = "" if relative == os.curdir else f"{relative}/"
+        files = local_files.scan_folder(folder, unfinished=unfinished)
+        return [ObjectInfo(f"{start}{name}", size, time) for name, size, time in files]
 
     def _list_remote(self, folder: str) -> Listing:
         return [self._info(entry) for entry in self._call(partial(self._find, folder), folder)]

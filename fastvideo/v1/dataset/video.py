@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import Self
 
@@ -70,7 +71,7 @@ class VideoWriter:
         self._container.close()
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path | BytesIO) -> VideoInfo:
     """Decodes the whole file; raises ``ValueError`` if it is damaged or holds no video."""
     with _open_video(path) as (container, stream):
         num_frames = sum(1 for _ in container.decode(stream))
@@ -78,7 +79,7 @@ def probe(path: str | Path) -> VideoInfo:
         return VideoInfo(width=stream.width, height=stream.height, num_frames=num_frames, fps=float(rate))
 
 
-def iter_frames(path: str | Path) -> Iterator[np.ndarray]:
+def iter_frames(path: str | Path | BytesIO) -> Iterator[np.ndarray]:
     """The frames one by one as uint8 ``[h, w, c]``; raises ``ValueError`` like :func:`probe`."""
     with _open_video(path) as (container, stream):
         for frame in container.decode(stream):
@@ -86,9 +87,9 @@ def iter_frames(path: str | Path) -> Iterator[np.ndarray]:
 
 
 @contextmanager
-def _open_video(path: str | Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+def _open_video(path: str | Path | BytesIO) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     try:
-        with av.open(str(path)) as container:
+        with av.open(path if isinstance(path, BytesIO) else str(path), "r") as container:
             yield container, container.streams.video[0]
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} is no video that plays: {error}") from error
