@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fastvideo.v1.dataset.phase_layouts import denoise_workload, transformer_config
 from fastvideo.v1.distributed.cluster import Cluster
@@ -18,19 +19,27 @@ Mean = Callable[[Callable[[SamplingParams], float]], float]
 
 @dataclass(frozen=True)
 class Figure:
-    """``seconds`` that one GPU took for ``amount``: texts, or pixels of all frames."""
+    """``seconds`` that one GPU took for ``amount``: texts, or pixels of all frames.
 
+    It holds for models whose config has the ``width`` that was measured: a key and its value.
+    """
+
+    width: tuple[str, Any]
     seconds: float
     amount: float
     source: str
 
 
-TEXT_ENCODERS = {"UMT5EncoderModel": Figure(2.0723, 944, "encode_umt5_h100.json, 256 texts together")}
+TEXT_ENCODERS = {
+    "UMT5EncoderModel": Figure(("d_model", 4096), 2.0723, 944, "encode_umt5_h100.json, 256 texts together")
+}
 TOKENS_A_TEXT = 36_703 / 944  # of those texts; an object holds no padding
 VAES = {
-    ("AutoencoderKLWan", "float32"): Figure(1.2018, 81 * 480 * 832, "vae_wan_h100.json, float32"),
-    ("AutoencoderKLWan", "bfloat16"): Figure(0.7856, 81 * 480 * 832, "vae_wan_h100.json, bfloat16"),
-    ("AutoencoderKLHunyuanVideo", "bfloat16"): Figure(5.6361, 129 * 544 * 960, "vae_hunyuan_h100.json, bfloat16"),
+    ("AutoencoderKLWan", "float32"): Figure(("base_dim", 96), 1.2018, 81 * 480 * 832, "vae_wan_h100.json, float32"),
+    ("AutoencoderKLWan", "bfloat16"): Figure(("base_dim", 96), 0.7856, 81 * 480 * 832, "vae_wan_h100.json, bfloat16"),
+    ("AutoencoderKLHunyuanVideo", "bfloat16"): Figure(
+        ("block_out_channels", [128, 256, 512, 512]), 5.6361, 129 * 544 * 960, "vae_hunyuan_h100.json, bfloat16"
+    ),
 }
 _VIDEO_BITS_A_PIXEL, _VIDEO_CRF = 0.2, 18  # assumed
 CRF_HALVES = 6.0  # a CRF so much higher halves a file
@@ -68,7 +77,8 @@ class ModelFigures:
         """Of all GPUs of ``layout`` that share an object; the benchmarked encoders and VAEs ran on one."""
         match phase:
             case Phase.ENCODE:
-                return _by_figure(TEXT_ENCODERS.get(self._class_of("text_encoder")), 1.0)
+                figure = TEXT_ENCODERS.get(self._class_of("text_encoder"))
+                return self._by_figure("text_encoder", figure, 1.0)
             case Phase.DENOISE:
                 return self._denoise(layout)
             case Phase.DECODE:
@@ -101,10 +111,17 @@ class ModelFigures:
 
     def _decode(self, precision: str) -> Estimate:
         name = self._class_of("vae")
-        if not name or self._repository.read_json("vae/config.json").get("is_residual"):
-            return UNKNOWN  # Wan2.2's has the class of Wan2.1's
         kinds = sorted((kind for kind in VAES if kind[0] == name), key=lambda kind: kind[1] != precision)
-        return _by_figure(VAES[kinds[0]] if kinds else None, self._mean(pixels))
+        return self._by_figure("vae", VAES[kinds[0]] if kinds else None, self._mean(pixels))
+
+    def _by_figure(self, component: str, figure: Figure | None, amount: float) -> Estimate:
+        if figure is None:
+            return UNKNOWN
+        key, measured = figure.width
+        config = self._repository.read_json(f"{component}/config.json")
+        if config.get(key) != measured or config.get("is_residual"):  # Wan2.2's VAE has the class of Wan2.1's
+            return UNKNOWN
+        return Estimate(value=figure.seconds / figure.amount * amount, source=f"one H100 ({figure.source})")
 
     def _text_bytes(self) -> Estimate:
         if self._class_of("text_encoder") not in TEXT_ENCODERS:
@@ -116,9 +133,3 @@ class ModelFigures:
     def _class_of(self, component: str) -> str:
         entry = self._repository.read_json(INDEX).get(component) or [None, None]
         return entry[1] or ""
-
-
-def _by_figure(figure: Figure | None, amount: float) -> Estimate:
-    if figure is None:
-        return UNKNOWN
-    return Estimate(value=figure.seconds / figure.amount * amount, source=f"one H100 ({figure.source})")
