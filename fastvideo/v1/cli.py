@@ -138,18 +138,26 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     for name in ("--height", "--width", "--num-frames"):
         memory.add_argument(name, type=int, help="in place of the system's own")
     parallel = _add_kind(kinds, "parallel", "layouts of several GPUs at full size, their collectives", _bench_parallel)
-    parallel.add_argument("--dry", action="store_true", required=True, help="by arithmetic, without a GPU")
+    parallel.add_argument("--dry", action="store_true", help="by arithmetic alone, without a GPU")
     parallel.add_argument("--workloads", nargs="*", default=[], help="wan21_t2v_14B_720p, …; all by default")
     parallel.add_argument("--gpus", nargs="+", type=int, default=[2, 4, 8])
     parallel.add_argument("--gpu", default="h100", choices=["h100", "h200"])
     parallel.add_argument("--link", default="nvlink", choices=["nvlink", "pcie"], help="within a node")
+    parallel.add_argument(
+        "--compare", nargs="*", default=[], help="transformers whose layouts are held against float32"
+    )
+    parallel.add_argument("--decode", nargs="*", default=[], help="wan, hunyuan: their decode over all GPUs")
+    parallel.add_argument("--layouts", nargs="*", default=[], help="'cfg=2 x ulysses=2' …; all by default")
+    parallel.add_argument("--rounds", type=int, default=5, help="steps timed in a layout, at most")
     pipeline = _add_kind(kinds, "pipeline", "a denoise shard: cold start, and how long the GPU waits", _bench_pipeline)
     pipeline.add_argument("--model", default="wan21_t2v_1.3B", help="of fastvideo/data/configs, or a model directory")
     pipeline.add_argument("--samples", type=int, default=16)
-    pipeline.add_argument("--layers", type=int, help="in place of the model's own")
-    pipeline.add_argument("--folder", help="where checkpoint and store are written for the time; else the system's own")
-    for name, default in (("--height", 480), ("--width", 832), ("--num-frames", 81), ("--steps", 4)):
-        pipeline.add_argument(name, type=int, default=default)
+    pipeline.add_argument("--gpus", nargs="+", type=int, default=[1], help="of jobs that have samples side by side")
+    _add_job(pipeline, steps=4)
+    recovery = _add_kind(kinds, "recovery", "a rank is killed within a step that all GPUs share", _bench_recovery)
+    recovery.add_argument("--model", default="wan21_t2v_14B", help="of fastvideo/data/configs, or a model directory")
+    recovery.add_argument("--gpus", type=int, default=2)
+    _add_job(recovery, steps=20)
     encode = _add_kind(kinds, "encode", "real prompts through the full-size text encoder", _bench_encode)
     encode.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32, 64])
     encode.add_argument("--prompts", type=int, default=944)
@@ -175,6 +183,18 @@ def _add_canvas(kind: argparse.ArgumentParser, rounds: int, cases: list[str]) ->
     for name, default in (("--height", 480), ("--width", 832), ("--num-frames", 81), ("--rounds", rounds)):
         kind.add_argument(name, type=int, default=default)
     kind.add_argument("--cases", nargs="+", default=cases)
+
+
+def _add_job(kind: argparse.ArgumentParser, steps: int) -> None:
+    kind.add_argument("--layers", type=int, help="in place of the model's own")
+    kind.add_argument("--folder", help="where checkpoint and store are written for the time; else the system's own")
+    for name, default in (("--height", 480), ("--width", 832), ("--num-frames", 81), ("--steps", steps)):
+        kind.add_argument(name, type=int, default=default)
+
+
+def _job_sampling(options: argparse.Namespace) -> dict[str, int]:
+    sampling = {name: getattr(options, name) for name in ("height", "width", "num_frames")}
+    return sampling | {"num_inference_steps": options.steps}
 
 
 def _bench_dit(options: argparse.Namespace) -> int:
@@ -213,24 +233,41 @@ def _bench_memory(options: argparse.Namespace) -> int:
 
 
 def _bench_parallel(options: argparse.Namespace) -> int:
-    from fastvideo.v1.entrypoints.bench.parallel import bench_parallel
     from fastvideo.v1.entrypoints.bench.report import report
 
-    report(bench_parallel(options.workloads, options.gpus, options.gpu, options.link), options.json, options.plot)
+    if options.dry:
+        from fastvideo.v1.entrypoints.bench.parallel import bench_parallel
+
+        figures = bench_parallel(options.workloads, options.gpus, options.gpu, options.link)
+    else:
+        from fastvideo.v1.entrypoints.bench.parallel_run import run_parallel
+
+        asked = {name: getattr(options, name) for name in ("compare", "decode", "layouts", "rounds", "gpu", "link")}
+        figures = run_parallel(options.workloads, options.gpus, **asked, listener=_print_event)
+    report(figures, options.json, options.plot)
     return 0
+
+
+def _print_event(event: dict[str, Any]) -> None:
+    print(json.dumps(event), file=sys.stderr, flush=True)  # a long run's figures are not lost with it
 
 
 def _bench_pipeline(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.pipeline import bench_pipeline
     from fastvideo.v1.entrypoints.bench.report import report
 
-    sampling = {name: getattr(options, name) for name in ("height", "width", "num_frames")}
-    sampling["num_inference_steps"] = options.steps
-    report(
-        bench_pipeline(options.model, options.samples, options.layers, sampling, options.folder),
-        options.json,
-        options.plot,
-    )
+    sampling = _job_sampling(options)
+    figures = bench_pipeline(options.model, options.samples, options.layers, sampling, options.folder, options.gpus)
+    report(figures, options.json, options.plot)
+    return 0
+
+
+def _bench_recovery(options: argparse.Namespace) -> int:
+    from fastvideo.v1.entrypoints.bench.recovery import bench_recovery
+    from fastvideo.v1.entrypoints.bench.report import report
+
+    figures = bench_recovery(options.model, options.layers, _job_sampling(options), options.folder, options.gpus)
+    report(figures, options.json, options.plot)
     return 0
 
 

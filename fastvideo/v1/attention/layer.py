@@ -103,6 +103,8 @@ class DistributedAttention(LocalAttention):
         attend = self._attend if self._ring.size == 1 else self._attend_by_ring
         out, replicated_out = attend(parts, replicated, tokens)
         out = all_to_all(out, scatter_dim=1, gather_dim=2, group=self._ulysses)
+        if not tokens.num_replicated:
+            return out
         return torch.cat((out, all_gather(replicated_out, dim=2, group=self._ulysses)), dim=1)
 
     def select(self, device: torch.device, dtype: torch.dtype, requested: str | None) -> None:
@@ -124,6 +126,8 @@ class DistributedAttention(LocalAttention):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention among the whole sequence in its own order, so that any backend can serve."""
         places = tokens.places(0, self._ulysses.size, parts[0].device)
+        if isinstance(places, slice) and places.stop == parts[0].shape[1] and not tokens.num_replicated:
+            return super().forward(*parts), replicated[0]
         query, key, value = (
             torch.cat((part[:, places], rest), dim=1) for part, rest in zip(parts, replicated, strict=True)
         )

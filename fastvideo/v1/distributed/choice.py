@@ -27,9 +27,9 @@ def choose_layout(work: Workload, num_gpus: int, goal: Goal, cluster: Cluster | 
     not fit on one GPU. Raises ``ValueError`` when nothing fits in the GPUs' memory.
     """
     cluster = cluster or Cluster()
-    possible = [layout for layout in ParallelLayout.all_of(num_gpus) if _is_possible(work, layout, cluster)]
+    possible = [layout for layout in layouts_that_divide(work, num_gpus) if _fits(work, layout, cluster)]
     if not possible:
-        smallest = min(memory_bytes(work, layout) for layout in _dividing(work, num_gpus))
+        smallest = min(memory_bytes(work, layout) for layout in layouts_that_divide(work, num_gpus))
         raise ValueError(
             f"num_gpus={num_gpus}: the transformer needs {smallest / GIB:.1f} GiB of each at least, and one has "
             f"{cluster.usable_memory / GIB:.1f} to give; take more or larger GPUs"
@@ -58,7 +58,8 @@ def choose_for_weights(weight_bytes: float, num_gpus: int, cluster: Cluster | No
     raise ValueError(f"num_gpus={num_gpus}: {needed} do not fit in {usable / GIB:.1f} GiB of each; take more GPUs")
 
 
-def _dividing(work: Workload, num_gpus: int) -> list[ParallelLayout]:
+def layouts_that_divide(work: Workload, num_gpus: int) -> list[ParallelLayout]:
+    """Those of ``num_gpus`` that share heads and branches of guidance evenly."""
     return [
         layout
         for layout in ParallelLayout.all_of(num_gpus)
@@ -66,9 +67,7 @@ def _dividing(work: Workload, num_gpus: int) -> list[ParallelLayout]:
     ]
 
 
-def _is_possible(work: Workload, layout: ParallelLayout, cluster: Cluster) -> bool:
-    if work.num_heads % (layout.tensor * layout.ulysses) or work.num_branches % layout.cfg:
-        return False
+def _fits(work: Workload, layout: ParallelLayout, cluster: Cluster) -> bool:
     if layout.tensor > 1 and work.weight_bytes <= cluster.usable_memory:
         return False
     return memory_bytes(work, layout) <= cluster.usable_memory

@@ -37,16 +37,16 @@ def all_to_all(tensor: torch.Tensor, scatter_dim: int, gather_dim: int, group: P
     """A part of ``scatter_dim`` (n) for all of ``gather_dim`` (s): ``[n, s / size]`` to ``[n / size, s]``.
 
     Other dims may stand anywhere. Rank ``r`` gets the ``r``-th part of ``n``; the parts of ``s`` are in the order of
-    ranks. With the two dims exchanged it is its own inverse. Raises ``ValueError`` when the group does not divide
-    ``n``.
+    ranks. With the two dims exchanged it is its own inverse. A dim that no other than those of size 1 comes before
+    needs no copy on its side. Raises ``ValueError`` when the group does not divide ``n``.
     """
     if group.size == 1:
         return tensor
-    group.shard_size(tensor.shape[scatter_dim], f"dimension {scatter_dim}")
-    sent = torch.stack(tensor.chunk(group.size, dim=scatter_dim))
+    part = group.shard_size(tensor.shape[scatter_dim], f"dimension {scatter_dim}")
+    sent = tensor.unflatten(scatter_dim, (group.size, part)).movedim(scatter_dim, 0).contiguous()
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent, group=group.transport)
-    return torch.cat(received.unbind(), dim=gather_dim)
+    return received.movedim(0, gather_dim).flatten(gather_dim, gather_dim + 1)
 
 
 def start_shift(tensor: torch.Tensor, group: ParallelGroup) -> tuple[torch.Tensor, list[dist.Work]]:

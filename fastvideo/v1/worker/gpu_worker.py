@@ -36,10 +36,7 @@ class GPUWorker:
         """
         layout = self.fastvideo_args.layout
         layout.check_num_processes(self.world_size)
-        if self.fastvideo_args.device != "cpu" and torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            torch.backends.cudnn.benchmark = True  # the VAE's few shapes recur in every video
-        device = resolve_device(self.fastvideo_args.device)
+        device = take_device(self.fastvideo_args.device)
         if layout.size > 1:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timeout)
@@ -80,3 +77,11 @@ class GPUWorker:
     def set_lora(self, path: str | None, scale: float) -> None:
         """See :meth:`~fastvideo.v1.entrypoints.video_generator.VideoGenerator.set_lora`."""
         set_adapter(self.pipeline.get_module("transformer"), path, scale)
+
+
+def take_device(choice: str) -> torch.device:
+    """The device of ``FastVideoArgs.device`` that is this process's by its local rank, made the current one."""
+    if choice != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.backends.cudnn.benchmark = True  # the VAE's few shapes recur in every video
+    return resolve_device(choice)

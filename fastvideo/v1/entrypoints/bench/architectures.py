@@ -4,6 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import torch
@@ -149,9 +150,14 @@ def load_architecture(name: str) -> Architecture:
     if not (folder / f"{name}.json").is_file():
         known = sorted(file.name.removesuffix(".json") for file in folder.iterdir() if file.name.endswith(".json"))
         raise ValueError(f"no architecture {name!r}; there are: {', '.join(known)}")
-    config = json.loads((folder / f"{name}.json").read_text())
+    return architecture_of(folder / f"{name}.json")
+
+
+def architecture_of(file: Traversable) -> Architecture:
+    """That of a transformer's ``config.json``; raises ``ValueError`` for a class that is none of ours."""
+    config = json.loads(file.read_text())
     if config.get("_class_name") not in _ARCHITECTURES:
-        raise ValueError(f"{name!r} is no diffusion transformer")
+        raise ValueError(f"{file.name!r} is no diffusion transformer")
     return _ARCHITECTURES[config["_class_name"]](config)
 
 

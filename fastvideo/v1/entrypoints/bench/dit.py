@@ -72,7 +72,7 @@ def _errors(cases: list[str], architecture: Architecture, inputs: Tensors, devic
     with torch.inference_mode():
         reference = architecture.ours(exact, {**inputs, **rounded}, torch.float32)
         errors = {
-            case: _relative_rms(_forward(case, architecture, weights, inputs, device)(), reference)
+            case: relative_rms(_forward(case, architecture, weights, inputs, device)(), reference)
             for case in dict.fromkeys([*cases, "diffusers"])
         }
     del exact
@@ -98,5 +98,6 @@ def _forward(
     return lambda: architecture.ours(model, inputs, torch.bfloat16)
 
 
-def _relative_rms(out: torch.Tensor, reference: torch.Tensor) -> float:
+def relative_rms(out: torch.Tensor, reference: torch.Tensor) -> float:
+    """The RMS distance to ``reference`` over its RMS."""
     return float((out.float() - reference).square().mean().sqrt() / reference.square().mean().sqrt())

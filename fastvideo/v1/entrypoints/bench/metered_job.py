@@ -1,10 +1,11 @@
-"""A denoise job whose forwards are timed: ``python -m fastvideo.v1.entrypoints.bench.metered_job``, one process.
+"""A denoise job whose forwards are timed, as torchrun starts it.
 
 It is the stage job's own walk over a shard; hooks on the transformer note when each forward began and ended on the
-device. Beside the stage job's events it prints one of its own, ``metered``.
+device. Beside the stage job's events each rank prints two of its own: ``first_step`` and ``metered``.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from fastvideo.v1.dataset.run import open_run
 from fastvideo.v1.fastvideo_args import FastVideoArgs
@@ -77,6 +79,7 @@ class MeteredWorker(GPUWorker):
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 self.first_step_at = time.time()
+                emit("first_step", rank=self.rank, step=state.step_index)
             on_step(state)
 
         return super().execute_forward(batch, replace(context, on_step=note))
@@ -116,16 +119,19 @@ def _begin(sample: int) -> _Forward:
     return _Forward(sample, mark, mark)
 
 
+@record
 def main() -> None:
     """Runs the job that :mod:`fastvideo.v1.entrypoints.bench.pipeline` has prepared."""
     die_with_parent()
     parser = argparse.ArgumentParser(prog="metered_job", description=__doc__)
     for name in ("--output", "--run", "--shard"):
         parser.add_argument(name, required=True)
+    parser.add_argument("--engine", required=True, type=json.loads, help="JSON of FastVideoArgs")
+    parser.add_argument("--settings", required=True, type=json.loads, help="JSON of JobSettings")
     options = parser.parse_args()
     run = open_run(options.output, options.run)
-    worker = MeteredWorker(engine_settings(run, {}), (Phase.DENOISE,))
-    run_stage_job(run, Phase.DENOISE, options.shard, worker, JobSettings())
+    worker = MeteredWorker(engine_settings(run, options.engine), (Phase.DENOISE,))
+    run_stage_job(run, Phase.DENOISE, options.shard, worker, JobSettings(**options.settings))
     emit("metered", device=worker.device_name, **worker.figures())
 
 

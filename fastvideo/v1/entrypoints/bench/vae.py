@@ -29,12 +29,7 @@ def bench_vae(model: str, height: int, width: int, num_frames: int, cases: list[
         raise ValueError(f"no VAE {model!r}; there are: {', '.join(MODELS)}")
     device = resolve_device("auto")
     torch.backends.cudnn.benchmark = True
-    config = load_config(MODELS[model][0])
-    with torch.device(device):
-        weights = _peer_class(model).from_config(config).state_dict()
-    channels = config.get("z_dim") or config["latent_channels"]
-    latents = torch.randn(1, channels, (num_frames - 1) // 4 + 1, height // 8, width // 8, device=device)
-    decoders = {case: _decoder(case, model, config, weights, latents) for case in cases}
+    decoders = _decoders(cases, model, height, width, num_frames, device)
     reference = None
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
@@ -53,6 +48,25 @@ def bench_vae(model: str, height: int, width: int, num_frames: int, cases: list[
         timing = timings[row["case"]]
         row |= {"seconds": timing.median, "low": timing.low, "high": timing.high}
     return {"model": model, "canvas": [num_frames, height, width], "tiles": MODELS[model][2], "rows": rows}
+
+
+def random_decoder(
+    model: str, height: int, width: int, num_frames: int, device: torch.device
+) -> Callable[[], torch.Tensor]:
+    """Our bfloat16 decode of random latents by ``model`` (see :func:`bench_vae`), its weights drawn now."""
+    (decode,) = _decoders(["ours+bfloat16"], model, height, width, num_frames, device).values()
+    return decode
+
+
+def _decoders(
+    cases: list[str], model: str, height: int, width: int, num_frames: int, device: torch.device
+) -> dict[str, Callable[[], torch.Tensor]]:
+    config = load_config(MODELS[model][0])
+    with torch.device(device):
+        weights = _peer_class(model).from_config(config).state_dict()
+    channels = config.get("z_dim") or config["latent_channels"]
+    latents = torch.randn(1, channels, (num_frames - 1) // 4 + 1, height // 8, width // 8, device=device)
+    return {case: _decoder(case, model, config, weights, latents) for case in cases}
 
 
 def _decoder(

@@ -19,6 +19,7 @@ SMALL = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 2}
 def test_a_shard_is_metered_from_the_start_of_its_process(model, layers, tmp_path):
     figures = bench_pipeline(model, 3, layers, SMALL, str(tmp_path))
     values = {row["figure"]: row["value"] for row in figures["rows"]}
+    assert values["of_ideal"] == 1
     assert (values["samples"], values["forwards"]) == (2, 2 * 2 * 2), "two warm samples, two steps, two branches"
     assert 0 < values["loaded_seconds"] < values["first_step_seconds"]
     assert 0 <= values["idle_share"] < 1
