@@ -12,7 +12,7 @@ from torch import nn
 from fastvideo.v1.attention.backends.abstract import AttentionBackend, _Backend
 from fastvideo.v1.attention.ring import ring_attention
 from fastvideo.v1.attention.selector import requested_backend, select_backend
-from fastvideo.v1.distributed.communication import all_gather, all_to_all
+from fastvideo.v1.distributed.communication import all_gather, all_to_all, broadcast
 from fastvideo.v1.distributed.parallel_state import get_ring_group, get_ulysses_group
 from fastvideo.v1.distributed.sequence import TokenShards
 
@@ -156,7 +156,9 @@ class DistributedAttention(LocalAttention):
             lambda rank: tokens.places(rank * ulysses, ulysses, query.device),
             self._ring,
         )
-        return out.split([part_query.shape[1], rest_query.shape[1]], dim=1)
+        part_out, rest_out = out.split([part_query.shape[1], rest_query.shape[1]], dim=1)
+        # Each rank adds up the ring's keys in an order of its own; what all ranks hold shall not drift apart.
+        return part_out, broadcast(rest_out, self._ring) if tokens.num_replicated else rest_out
 
 
 def select_attention_backends(model: nn.Module, device: torch.device, dtype: torch.dtype, choice: str | None) -> None:

@@ -133,7 +133,7 @@ class _Step:
         return found
 
     def ring(self) -> list[Collective]:
-        """Keys and values to the next rank, and attention to those at hand added to the sum."""
+        """Keys and values to the next rank, and attention to those at hand added to the sum; the first rank's text."""
         work, size = self.work, self.layout.ring
         if size == 1:
             return []
@@ -142,7 +142,11 @@ class _Step:
         # A part is scaled into float32, the sum is scaled, and one is added to the other.
         merged = self.tokens * work.width / self.layout.tensor * (6 * _FLOAT32 + _BFLOAT16)
         moved = size * work.num_layers * merged
-        return [self._collective("ring: k, v passes", span, count, count * one, moved=moved)]
+        found = [self._collective("ring: k, v passes", span, count, count * one, moved=moved)]
+        if work.joint_text:
+            text = work.joint_text * work.width / (self.layout.tensor * self.layout.ulysses) * _BFLOAT16
+            found.append(self._collective("ring: text broadcast", span, work.num_layers, work.num_layers * text))
+        return found
 
     def tensor(self) -> list[Collective]:
         """Sums of partial products, and of squares where a norm is over the full width."""

@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection, wait
 from threading import Lock, Thread
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 
@@ -24,6 +23,7 @@ from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.worker.executor import Executor
 from fastvideo.v1.worker.messages import Call, Done, Failed, Start, Step
+from fastvideo.v1.worker.process import StopWatch
 
 _POLL_SECONDS = 0.5
 _LASTING = ("set_lora",)  # calls whose effect a restart brings back
@@ -106,8 +106,9 @@ class MultiProcExecutor(Executor):
     def _start(self) -> None:
         # As under torchrun, the store is served from outside of the ranks, on a port that is free by construction.
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self._workers = [self._spawn(rank, self._store.port) for rank in range(self._size)]
         try:
+            for rank in range(self._size):
+                self._workers.append(self._spawn(rank, self._store.port))
             self._ask([Start(self.fastvideo_args, self.collective_seconds)] * self._size, None)
             for call in self._lasting.values():
                 self._ask([call] * self._size, None)
@@ -128,16 +129,17 @@ class MultiProcExecutor(Executor):
             "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
         command = [sys.executable, "-m", "fastvideo.v1.worker.worker_process", str(theirs.fileno()), str(frames_file)]
-        with theirs:  # a session of its own, so that Ctrl-C reaches us alone
+        group = self._workers[0].process.pid if self._workers else 0
+        with theirs:  # a process group of their own, so that Ctrl-C reaches us alone, and each can end them all
             process = subprocess.Popen(
-                command, env=environment, pass_fds=[theirs.fileno(), frames_file], start_new_session=True
+                command, env=environment, pass_fds=[theirs.fileno(), frames_file], process_group=group
             )
         return _Worker(rank, process, Connection(ours.detach()), frames_file)
 
     def _end(self) -> None:
-        for worker in self._workers:
-            with suppress(ProcessLookupError):
-                os.killpg(worker.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            if self._workers:
+                os.killpg(self._workers[0].process.pid, signal.SIGKILL)
         for worker in self._workers:
             worker.process.wait()
             worker.control.close()
@@ -191,11 +193,10 @@ class _Answers:
         self, workers: Sequence[_Worker], hang_seconds: float, on_step: Callable[[ForwardBatch], None] | None
     ) -> None:
         self.workers = {worker.rank: worker for worker in workers}
-        self.hang_seconds = hang_seconds
         self.on_step = on_step
         self.of_rank: dict[int, Done | Failed] = {}
         self.lost: dict[int, str] = {}
-        self._stopped_since: dict[int, float] = {}
+        self._stops = StopWatch(hang_seconds)
 
     def collect(self, timeout: float | None) -> Exception | None:
         """Waits for the answers; returns what went wrong first, if anything did."""
@@ -231,13 +232,8 @@ class _Answers:
             self.on_step(ForwardBatch(step_index=message.step_index))
 
     def _watch(self, worker: _Worker) -> None:
-        """A process that was stopped says nothing more, and its sockets stay open."""
-        if psutil.Process(worker.process.pid).status() != psutil.STATUS_STOPPED:
-            self._stopped_since.pop(worker.rank, None)
-            return
-        since = self._stopped_since.setdefault(worker.rank, time.monotonic())
-        if time.monotonic() - since > self.hang_seconds:
-            self.lost[worker.rank] = f"rank {worker.rank} has been stopped for {self.hang_seconds:g} s (SIGSTOP?)"
+        if self._stops.is_lost(worker.process.pid):
+            self.lost[worker.rank] = f"rank {worker.rank} has been stopped for {self._stops.seconds:g} s (SIGSTOP?)"
 
     def _failure(self) -> Exception | None:
         failed = [(answer.at, rank, answer) for rank, answer in self.of_rank.items() if isinstance(answer, Failed)]

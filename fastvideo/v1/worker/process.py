@@ -30,6 +30,24 @@ def die_with_parent(parent: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class StopWatch:
+    """Which processes have been stopped (SIGSTOP) for more than ``seconds``, asked about again and again.
+
+    Such a process answers nobody, and its sockets stay open. One that a debugger holds is not meant.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._since: dict[int, float] = {}
+
+    def is_lost(self, pid: int) -> bool:
+        """Whether it was stopped whenever it was asked about in all this time."""
+        if not _is_stopped(pid):
+            self._since.pop(pid, None)
+            return False
+        return time.monotonic() - self._since.setdefault(pid, time.monotonic()) > self.seconds
+
+
 def kill_job(job_id: str, timeout: float = 5.0) -> None:
     """Kills every process of a job, as :func:`kill_marked` does."""
     kill_marked(JOB_VARIABLE, job_id, timeout)
@@ -58,6 +76,13 @@ def _carries(process: psutil.Process, variable: str, value: str) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(variable) == value
     except (psutil.Error, OSError):
+        return False
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
         return False
 
 

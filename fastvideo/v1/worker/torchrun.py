@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure, classify
-from fastvideo.v1.worker.process import JOB_VARIABLE, kill_job
+from fastvideo.v1.worker.process import JOB_VARIABLE, StopWatch, kill_job
 
 NNODES_VARIABLE = "FASTVIDEO_NNODES"
 RDZV_ENDPOINT_VARIABLE = "FASTVIDEO_RDZV_ENDPOINT"
@@ -45,6 +45,7 @@ def launch(
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
     stop: threading.Event | None = None,
+    hang_seconds: float = 30.0,
 ) -> None:
     """Runs ``python -m module arguments`` in ``nproc`` ranks, on this host or several (:func:`node_settings`).
 
@@ -52,21 +53,26 @@ def launch(
 
     Lines of standard output that are JSON objects with an "event" go to ``on_event``, all others to ``log``, several
     to a call; both are called from this thread. ``timeout`` is in seconds. Setting ``stop`` asks the job to end
-    (SIGTERM, then SIGKILL after 10 s). Raises :class:`JobFailed`.
+    (SIGTERM, then SIGKILL after 10 s). A process of it that has been stopped (SIGSTOP) for ``hang_seconds`` ends it.
+    Raises :class:`JobFailed`.
     """
     job_id = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="fastvideo-job-") as folder:
         error_file = Path(folder, "error.json")
         environment = {**os.environ, **(env or {}), JOB_VARIABLE: job_id, "TORCHELASTIC_ERROR_FILE": str(error_file)}
-        command = _command(module, arguments, nproc, environment, job_id, log_dir=Path(folder, "logs"))
+        agent = _agent(nproc, environment, job_id, hang_seconds, log_dir=Path(folder, "logs"))
         output = _Output(log, on_event)
         # Not communicate(): the output is read while the job runs. Its own session, so that Ctrl-C reaches us alone.
         process = subprocess.Popen(
-            command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*agent, module, *arguments],
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         try:
             output.read(process)
-            ended_by_us = _watch(process, output, timeout, stop)
+            ended_by_us = _watch(process, output, timeout, stop, StopWatch(hang_seconds))
         finally:
             _end(process, job_id)
             output.finish()
@@ -76,9 +82,8 @@ def launch(
             raise JobFailed(classify(error_file, process.returncode, list(output.tail)))
 
 
-def _command(
-    module: str, arguments: Sequence[str], nproc: int, environment: Mapping[str, str], job_id: str, log_dir: Path
-) -> list[str]:
+def _agent(nproc: int, environment: Mapping[str, str], job_id: str, hang_seconds: float, log_dir: Path) -> list[str]:
+    """The command that runs what follows it in every rank."""
     nodes = node_settings(environment)
     torchrun = [
         f"--nnodes={nodes.count}",
@@ -93,8 +98,8 @@ def _command(
         "--",
     ]  # the rest is not torchrun's
     parent = "0" if nodes.launcher else str(os.getpid())
-    agent = [sys.executable, "-m", "fastvideo.v1.worker.agent", parent]
-    return [*nodes.launcher, *agent, *torchrun, module, *arguments]
+    agent = [sys.executable, "-m", "fastvideo.v1.worker.agent", parent, str(hang_seconds)]
+    return [*nodes.launcher, *agent, *torchrun]
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,11 @@ def node_settings(environment: Mapping[str, str]) -> NodeSettings:
 
 
 def _watch(
-    process: subprocess.Popen[bytes], output: "_Output", timeout: float | None, stop: threading.Event | None
+    process: subprocess.Popen[bytes],
+    output: "_Output",
+    timeout: float | None,
+    stop: threading.Event | None,
+    stops: StopWatch,
 ) -> JobFailure | None:
     """Hands output on until the job has ended, or answers why it has to."""
     started = time.monotonic()
@@ -146,6 +155,8 @@ def _watch(
             return JobFailure(Cause.INFRASTRUCTURE, f"still running after its {timeout:g} s (job_timeout)", tail)
         if stop is not None and stop.is_set():
             return JobFailure(Cause.PREEMPTED, "stopped on request")
+        if stops.is_lost(process.pid):
+            return JobFailure(Cause.INFRASTRUCTURE, f"torchrun has been stopped for {stops.seconds:g} s (SIGSTOP?)")
     return None
 
 

@@ -45,7 +45,10 @@ def serve(control: Connection, frames_file: int) -> None:
 
 
 def _receive(control: Connection, calls: "SimpleQueue[bytes]") -> None:
-    """Ends the process and those it started, whatever they are doing, once nobody is there to hear of it."""
+    """Ends all workers and what they started, whatever they are doing, once nobody is there to hear of it.
+
+    One that was stopped cannot end itself: the others do. Of workers that all were, the kernel wakes the group.
+    """
     try:
         while True:
             calls.put(control.recv_bytes())

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from fastvideo.v1.attention import DistributedAttention
+from fastvideo.v1.distributed.communication import all_gather
 from fastvideo.v1.distributed.layout import ParallelLayout
-from fastvideo.v1.distributed.parallel_state import close_world, init_world
+from fastvideo.v1.distributed.parallel_state import close_world, get_sp_group, init_world
+from fastvideo.v1.distributed.sequence import TokenShards
 from fastvideo.v1.layers.linear import MergedColumnParallelLinear
 from fastvideo.v1.models.base import Model
 from fastvideo.v1.models.dits.hunyuan import HunyuanVideoTransformer3DModel
@@ -115,12 +118,24 @@ def check(rank: int, layout: ParallelLayout, written: dict[str, Written]) -> dic
     return errors
 
 
+def check_replicated_tokens() -> None:
+    """What attention gives the tokens that all ranks hold is the same on all, to the byte."""
+    group, replicated = get_sp_group(), torch.Generator().manual_seed(0)
+    part, rest = torch.randn(3, 1, 6, 4, 16), torch.randn(3, 1, 5, 4, 16, generator=replicated)
+    attention = DistributedAttention(num_heads=4, head_size=16)
+    tokens = TokenShards(6 * group.size, num_replicated=5)
+    out = attention(*torch.cat((part, rest), dim=2), tokens)[:, -5:]
+    first, *others = all_gather(out, 0, group)
+    assert all(torch.equal(first, other) for other in others)
+
+
 def check_layouts(rank: int, path: Path, layouts: list[ParallelLayout]) -> None:
     written = torch.load(path, weights_only=False)
     with torch.inference_mode():
         for layout in layouts:
             init_world(layout, "cpu", TIMEOUT)
             errors = check(rank, layout, written)
+            check_replicated_tokens()
             close_world()
             wrong = {name: error for name, error in errors.items() if not error < TOLERANCE}
             assert not wrong, (astuple(layout), wrong)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed():
     assert parent.stdout is not None and parent.stdout.readline() == "5\n"
     processes = workers_of(parent.pid)
     assert len(processes) == 2
+    random.choice(processes).suspend()  # it cannot end itself
     parent.kill()
     parent.wait()
     _, alive = psutil.wait_procs(processes, timeout=5)

@@ -87,19 +87,22 @@ class Job:
         faults: list[dict[str, Any]],
         seconds: float = 0.0,
         phase: Phase = Phase.DENOISE,
+        hang_seconds: float = 30.0,
         **settings: Any,
     ) -> None:
         self.run, arguments = job_arguments(config, engine, phase, **{"rank_timeout": 20} | settings)
         self.events: list[dict[str, Any]] = []
         self.log: list[str] = []
+        self._hang_seconds = hang_seconds
         env = ENV | {"FAULTS": json.dumps(faults), "FAULT_SECONDS": str(seconds)}
         self._thread = ThreadPoolExecutor(1)
         self._ended = self._thread.submit(self._launch, arguments, env)
 
     def _launch(self, arguments: list[str], env: dict[str, str]) -> JobFailure | None:
-        on_event = self.events.append
+        told = {"log": self.log.append, "on_event": self.events.append}
+        limits = {"timeout": 100, "hang_seconds": self._hang_seconds}
         try:
-            launch("faulty_stage_job", arguments, nproc=2, log=self.log.append, on_event=on_event, timeout=100, env=env)
+            launch("faulty_stage_job", arguments, nproc=2, env=env, **told, **limits)
         except JobFailed as failed:
             return failed.failure
         return None
@@ -195,16 +198,21 @@ def test_what_fails_on_one_rank_is_tried_again_by_all(tmp_path, alone):
 
 
 def test_a_rank_that_raises_or_dies_or_stops_ends_the_job(tmp_path):
-    """A stopped rank is noticed when the other has waited ``rank_timeout``, and killed by torchrun 30 s later."""
+    """Each where nobody waits for it but torchrun, or another rank does."""
     broken = [{"rank": 1, "prompt": PROMPTS[0], "step": 2, "error": "RuntimeError", "times": 1}]
-    layout, steps = LAYOUTS["cfg"], 400
-    configs = [make_config(tmp_path / name, PROMPTS[:1], steps) for name in ("raises", "dies", "stops")]
-    raising = Job(configs[0], layout, broken, seconds=0.05)
-    dying, stopping = (Job(config, layout, [], seconds=0.05, rank_timeout=4) for config in configs[1:])
+    steps = 400
+    configs = [make_config(tmp_path / name, PROMPTS[:2], steps) for name in ("raises", "dies", "stops")]
+    raising = Job(configs[0], LAYOUTS["cfg"], broken, seconds=0.05)
+    dying = Job(configs[1], LAYOUTS["cfg"], [], seconds=0.05)
+    stopping = Job(configs[2], DATA, [], seconds=0.05, hang_seconds=2.0)
     stopping.wait_step(3).rank(1).suspend()
+    stopped = time.monotonic()
     dying.wait_step(3).rank(1).kill()
     assert dying.failure(20).cause is Cause.INFRASTRUCTURE
-    assert stopping.failure(4 + 30 + 10).cause is Cause.INFRASTRUCTURE
+    failure = stopping.failure(20)
+    assert time.monotonic() - stopped < 15
+    assert failure.cause is Cause.INFRASTRUCTURE
+    assert "of the job has been stopped for 2 s (SIGSTOP?)" in failure.message
     failure = raising.failure(20)
     assert (failure.cause, failure.message) == (Cause.INFRASTRUCTURE, "RuntimeError: a fault")
     assert "faulty_stage_job" in failure.details, "the traceback of the rank where it was"

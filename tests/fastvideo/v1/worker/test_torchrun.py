@@ -20,7 +20,7 @@ JOBS = Path(__file__).parent
 ENV = {"PYTHONPATH": os.pathsep.join([str(JOBS), *sys.path]), "OMP_NUM_THREADS": "1"}
 
 
-def run_job(*actions, nproc=1, timeout=60.0, stop=None, env=None):
+def run_job(*actions, nproc=1, timeout=60.0, stop=None, env=None, hang_seconds=30.0):
     """What the job logged, its events, and how it failed (None if it did not)."""
     logged, events = [], []
     try:
@@ -33,6 +33,7 @@ def run_job(*actions, nproc=1, timeout=60.0, stop=None, env=None):
             timeout=timeout,
             env=ENV | (env or {}),
             stop=stop,
+            hang_seconds=hang_seconds,
         )
     except JobFailed as error:
         return "\n".join(logged), events, error.failure
@@ -116,7 +117,7 @@ def test_a_killed_rank_is_infrastructure(outcomes):
 
 
 def test_timeout_stop_and_lost_torchrun_leave_no_process(tmp_path, monkeypatch):
-    """Three jobs that would sleep for ever; their ranks ignore SIGTERM."""
+    """Jobs that would sleep for ever; their ranks ignore SIGTERM."""
     monkeypatch.setattr("fastvideo.v1.worker.torchrun._GRACE_SECONDS", 0.5)
     job_ids = {}
     monkeypatch.setattr("fastvideo.v1.worker.torchrun.kill_job", _remembering(job_ids))
@@ -133,10 +134,15 @@ def test_timeout_stop_and_lost_torchrun_leave_no_process(tmp_path, monkeypatch):
         (agent,) = _agents()
         os.kill(agent, signal.SIGKILL)
         lost_failure = orphaned.result(timeout=5)[2]
+        frozen = pool.submit(run_job, *forever, hang_seconds=1.0)
+        wait_for(_agents, 10)
+        os.kill(*_agents(), signal.SIGSTOP)
+        frozen_failure = frozen.result(timeout=10)[2]
     assert timed_failure.cause is Cause.INFRASTRUCTURE and "3 s (job_timeout)" in timed_failure.message
     assert stopped_failure == JobFailure(Cause.PREEMPTED, "stopped on request")
     assert lost_failure.cause is Cause.INFRASTRUCTURE and "SIGKILL" in lost_failure.message
-    assert len(job_ids) == 3
+    assert frozen_failure == JobFailure(Cause.INFRASTRUCTURE, "torchrun has been stopped for 1 s (SIGSTOP?)")
+    assert len(job_ids) == 4
     assert not [process for job_id in job_ids for process in marked_processes(JOB_VARIABLE, job_id)]
 
 
