@@ -120,7 +120,7 @@ def _plan(options: argparse.Namespace) -> int:
     counts: dict[str, Any] = {"samples": planned.num_samples, "new": planned.num_new, "repeated": planned.num_repeated}
     rejected = [f"{row.source}: {row.reason}" for row in planned.rejected]
     status = summarize(planned.run, planned.scan).to_dict()
-    counts["layouts"] = {str(phase): f"{said.layout.brief}: {said.reason}" for phase, said in planned.layouts.items()}
+    counts["layouts"] = planned.told_layouts()
     counts["quote"] = {str(phase): part.to_dict() for phase, part in quoted.items()}
     counts["price"] = options.price
     counts["changes"] = changes.lines() if changes else []

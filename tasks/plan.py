@@ -47,8 +47,7 @@ def cut_wave(config: RunConfig, run: str, number: int) -> str | None:
     """Writes the shards of the next wave; returns its name, or None when nothing can be made."""
     opened = open_run(config.output, run)
     choices = choose_phase_layouts(config, describe_pipeline(config.engine.model_path), opened.sampling)
-    layouts = {phase: choice.layout for phase, choice in choices.items()}
-    shards = write_shards(opened, _index(opened, scan(opened)), config, number, layouts)
+    shards = write_shards(opened, _index(opened, scan(opened)), config, number, choices)
     return shards[0].wave if shards else None
 
 

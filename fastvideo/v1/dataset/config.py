@@ -53,6 +53,11 @@ class RunConfig:
     goal: Goal = setting(
         "throughput", "What layouts are chosen for where `engine` sets none: samples an hour, or latency"
     )
+    spread_tail: bool = setting(
+        True,
+        "Let GPUs that would be idle at the end share the last samples where that is faster; these agree with others' "
+        "layouts within rounding, not to the byte",
+    )
     gpu_memory: float = setting(
         79.6, "GiB of a GPU, for the choice of layouts: 79.6 for an H100, 140.4 for an H200", ge=1
     )

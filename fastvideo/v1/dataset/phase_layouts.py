@@ -10,22 +10,26 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.distributed.choice import LayoutChoice, choose_for_weights, choose_layout
+from fastvideo.v1.distributed.choice import LayoutChoice, choose_for_weights, choose_layout, choose_tails
 from fastvideo.v1.distributed.cluster import GIB, Cluster
 from fastvideo.v1.distributed.cost import Workload
 from fastvideo.v1.distributed.layout import ParallelLayout
-from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.fastvideo_args import FastVideoArgs, attention_backend_name
 from fastvideo.v1.models.dits.workload import dit_workload
 from fastvideo.v1.models.loader.repository import ModelRepository
 from fastvideo.v1.pipelines.describe import PipelineDescription
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.sampling_params import CanvasRule, SamplingParams
 
+_RING_BACKENDS = ("FLASH_ATTN", "TORCH_SDPA")  # of a plugin's it is not known here
+
 
 def choose_phase_layouts(
     config: RunConfig, description: PipelineDescription, sampling: SamplingParams
 ) -> dict[Phase, LayoutChoice]:
     """The layout of ``engine.num_gpus`` for each phase: the config's own if it sets a size, else the best for its goal.
+
+    Denoising has layouts for the last samples, too, where ``spread_tail`` is set and the sizes are not.
 
     Reads the headers of the checkpoint's weight files where there is a choice. Raises ``ValueError`` when a phase does
     not fit in the GPUs' memory.
@@ -45,10 +49,16 @@ def choose_phase_layouts(
         work = None
         if phase is Phase.DENOISE:
             work = denoise_workload(transformer_config(description), description.canvas, sampling, held)
+            backend = attention_backend_name(engine.attention_backend)
+            work = work and replace(work, joins_rings=backend in (None, *_RING_BACKENDS))
         if work is None:
             choices[phase] = choose_for_weights(held, engine.num_gpus, cluster)
         else:
-            choices[phase] = choose_layout(work, engine.num_gpus, config.goal, cluster)
+            choice = choose_layout(work, engine.num_gpus, config.goal, cluster)
+            if config.spread_tail:
+                tails = choose_tails(work, choice.layout, sampling.num_inference_steps, cluster)
+                choice = replace(choice, tails=tails)
+            choices[phase] = choice
     return choices
 
 

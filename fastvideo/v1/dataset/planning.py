@@ -26,6 +26,7 @@ from fastvideo.v1.dataset.sample import OVERRIDE_FIELDS, derive_seed, image_inpu
 from fastvideo.v1.dataset.sample_log import SampleLog
 from fastvideo.v1.dataset.samples import REQUESTS_SCHEMA, read_requests, to_parquet
 from fastvideo.v1.dataset.scan import Scan, scan
+from fastvideo.v1.dataset.shards import Piece, cut_denoise, shard_size
 from fastvideo.v1.dataset.store import Store
 from fastvideo.v1.distributed.choice import LayoutChoice
 from fastvideo.v1.logger import init_logger
@@ -44,7 +45,7 @@ class Plan:
     """``num_samples`` counts the whole run, ``num_new`` what this plan added, ``num_repeated`` equal rows merged.
 
     ``rejected`` holds the first bad rows of ``num_rejected``; the run's folder has up to ten thousand.
-    ``layouts`` are what the phases' jobs work in. ``sizes`` counts the rows by what they ask for themselves, of the
+    ``layouts`` are what the phases' jobs work in, ``spread`` the denoise shards that have another. ``sizes`` counts the rows by what they ask for themselves, of the
     sampling parameters that cost time. ``newest`` is the output's newest run before this plan.
     """
 
@@ -58,6 +59,14 @@ class Plan:
     layouts: Mapping[Phase, LayoutChoice]
     sizes: Mapping[tuple[tuple[str, Any], ...], int]
     newest: Run | None
+    spread: tuple[Piece, ...]
+
+    def told_layouts(self) -> dict[str, str]:
+        """A line a phase: the layout, and why."""
+        told = {str(phase): f"{choice.layout.brief}: {choice.reason}" for phase, choice in self.layouts.items()}
+        for piece in self.spread:
+            told[str(Phase.DENOISE)] += f"; {piece.num_samples} samples on {piece.layout.brief}: {piece.reason}"
+        return told
 
 
 def plan_run(config: RunConfig, *, write: bool = True) -> Plan:
@@ -78,7 +87,11 @@ def plan_run(config: RunConfig, *, write: bool = True) -> Plan:
     found, index = _add_samples(config, run, description, write)
     if write and not output.create(run_path(run.name), run.to_json()):
         logger.info("run %s goes on: %d samples, %d new", run.name, found["num_samples"], found["num_new"])
-    return Plan(run=run, scan=scan(run, index), layouts=layouts, newest=newest, **found)
+    seen, denoise = scan(run, index), layouts[Phase.DENOISE]
+    missing = seen[Phase.DENOISE].missing
+    pieces = cut_denoise(missing, shard_size(seen, config, Phase.DENOISE, denoise.layout, missing), denoise)
+    spread = tuple(piece for piece in pieces if piece.reason is not None)
+    return Plan(run=run, scan=seen, layouts=layouts, spread=spread, newest=newest, **found)
 
 
 def _add_samples(

@@ -3,9 +3,9 @@
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,13 @@ from fastvideo.v1.dataset.layout import shard_path, wave_dir
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, from_parquet, to_parquet
 from fastvideo.v1.dataset.scan import INPUT_COLUMNS, Scan
+from fastvideo.v1.distributed.choice import START_SECONDS, LayoutChoice
 from fastvideo.v1.distributed.layout import ParallelLayout
+from fastvideo.v1.logger import init_logger
 from fastvideo.v1.pipelines.inputs import IMAGE_INPUT
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+
+logger = init_logger(__name__)
 
 TARGET_SECONDS = 5400.0  # of one job at one shard: long enough that launching and loading stay under 1%
 # Rows of an encode shard: a text, or an image with the canvas that it is fitted to.
@@ -56,21 +60,30 @@ class Shard:
         return cls(**{**values, "phase": Phase(values["phase"])})
 
 
+class Piece(NamedTuple):
+    """A shard yet to be written: how many samples, and the layout of its job; why, where it is not that of others."""
+
+    num_samples: int
+    layout: ParallelLayout
+    reason: str | None = None
+
+
 def write_waves(
     run: Run,
     scan: Scan,
     config: RunConfig,
     first: int,
     count: int,
-    layouts: Mapping[Phase, ParallelLayout] | None = None,
+    choices: Mapping[Phase, LayoutChoice] | None = None,
 ) -> Iterator[list[Shard]]:
     """The next ``count`` waves, numbered from ``first``: shards for the samples that miss an input, latents or a video.
 
     Samples come in data-set order, each in one wave; a wave's encode shards come first, then denoise, then decode, all
     about the same samples. An input that samples of several waves lack lies in each, so that any wave can run alone.
-    Fewer, or none, when no more can be made. Jobs work in ``layouts``, without them in that of the engine.
+    Fewer, or none, when no more can be made. Jobs work in the layouts of ``choices``, without them in that of the
+    engine.
     """
-    layouts = layouts or dict.fromkeys(ALL_PHASES, config.engine.layout)
+    choices = choices or dict.fromkeys(ALL_PHASES, LayoutChoice(layout=config.engine.layout, reason="the engine's"))
     backlog = read_backlog(run, scan)
     rows, batches = SAMPLE_SCHEMA.empty_table(), backlog.rows(run)
     start = 0
@@ -78,19 +91,41 @@ def write_waves(
         left = backlog.since(start)
         if not len(left.positions):
             return
-        sizes = {phase: shard_size(scan, config, phase, layouts[phase], left.count(phase)) for phase in SAMPLE_PHASES}
+        sizes = {
+            phase: shard_size(scan, config, phase, choices[phase].layout, left.count(phase)) for phase in SAMPLE_PHASES
+        }
         wanted = config.wave_size * sizes[Phase.DENOISE]
         while len(rows) < wanted and (batch := next(batches, None)) is not None:
             rows = pa.concat_tables([rows, pa.Table.from_batches([batch])])
-        yield _write_wave(run, config, number, rows[:wanted], left, sizes, layouts)
+        yield _write_wave(run, config, number, rows[:wanted], left, sizes, choices)
         rows, start = rows[wanted:], start + wanted
 
 
 def write_shards(
-    run: Run, scan: Scan, config: RunConfig, wave_number: int, layouts: Mapping[Phase, ParallelLayout] | None = None
+    run: Run, scan: Scan, config: RunConfig, wave_number: int, choices: Mapping[Phase, LayoutChoice] | None = None
 ) -> list[Shard]:
     """The next wave alone; empty when nothing can be made. See :func:`write_waves`."""
-    return next(write_waves(run, scan, config, wave_number, 1, layouts), [])
+    return next(write_waves(run, scan, config, wave_number, 1, choices), [])
+
+
+def cut_denoise(count: int, size: int, choice: LayoutChoice) -> list[Piece]:
+    """Shards of up to ``size`` samples, ``count`` in all.
+
+    Samples that would leave groups of data idle are spread over their GPUs, in a shard of their own, where that ends
+    sooner though one more job has to start.
+    """
+    pieces = []
+    for start in range(0, count, size):
+        length = min(size, count - start)
+        rest = length % choice.layout.data
+        tail = choice.tails.get(rest)
+        if tail is None or (rest < length and tail.saved < START_SECONDS):
+            pieces.append(Piece(length, choice.layout))
+            continue
+        if rest < length:
+            pieces.append(Piece(length - rest, choice.layout))
+        pieces.append(Piece(rest, tail.layout, tail.reason))
+    return pieces
 
 
 def read_shard(run: Run, path: str) -> pa.Table:
@@ -112,7 +147,7 @@ def shard_size(scan: Scan, config: RunConfig, phase: Phase, layout: ParallelLayo
     """Samples of a shard where ``missing`` are left to be cut.
 
     The config's number, else one and a half hours of a job by the seconds that the ledger tells, less where samples are
-    few.
+    few. As many for each group of data, unless there are fewer samples than groups.
     """
     fixed = {Phase.DENOISE: config.shard_size, Phase.DECODE: config.decode_shard_size}[phase]
     if fixed is not None:
@@ -120,8 +155,11 @@ def shard_size(scan: Scan, config: RunConfig, phase: Phase, layout: ParallelLayo
     seconds = scan[phase].seconds
     largest = TARGET_SECONDS / seconds if seconds else _UNMEASURED[phase]
     largest = min(max(int(largest), 1) * layout.data, _LARGEST)
+    if missing <= config.jobs * layout.data:
+        return max(1, math.ceil(missing / config.jobs))
     shards_per_job = _SHARDS_PER_JOB if config.jobs > 1 else 1
-    return max(1, min(largest, math.ceil(missing / (config.jobs * shards_per_job))))
+    rounds = math.ceil(min(largest, missing / (config.jobs * shards_per_job)) / layout.data)
+    return rounds * layout.data
 
 
 def _write_wave(
@@ -131,20 +169,24 @@ def _write_wave(
     rows: pa.Table,
     backlog: Backlog,
     sizes: Mapping[Phase, int],
-    layouts: Mapping[Phase, ParallelLayout],
+    choices: Mapping[Phase, LayoutChoice],
 ) -> list[Shard]:
     """The shards of ``rows``, with which ``backlog`` begins."""
     wave = f"{number:04d}-{uuid.uuid4().hex[:6]}"
     lacking = {name: rows.filter(pa.array(lack[: len(rows)])) for name, lack in backlog.lacks.items()}
     texts, images = _inputs(run, lacking)
-    pieces = {
+    alike = {
         Phase.ENCODE: [*_cut(texts, config.text_shard_size), *_cut(images, config.image_shard_size)],
-        **{phase: _cut(lacking[phase], sizes[phase]) for phase in SAMPLE_PHASES},
+        Phase.DECODE: _cut(lacking[Phase.DECODE], sizes[Phase.DECODE]),
     }
+    pieces = {phase: [(rows, choices[phase].layout) for rows in tables] for phase, tables in alike.items()}
+    denoise = lacking[Phase.DENOISE]
+    cut = cut_denoise(len(denoise), sizes[Phase.DENOISE], choices[Phase.DENOISE])
+    pieces[Phase.DENOISE] = list(_take_pieces(denoise, cut))
     return [
-        _write(run, wave, phase, index, piece, layouts[phase])
+        _write(run, wave, phase, index, rows, layout)
         for phase in ALL_PHASES
-        for index, piece in enumerate(pieces[phase])
+        for index, (rows, layout) in enumerate(pieces[phase])
     ]
 
 
@@ -169,6 +211,15 @@ def _distinct(*columns: Mapping[str, pa.ChunkedArray]) -> pa.Table:
 
 def _cut(rows: pa.Table, size: int) -> list[pa.Table]:
     return [rows.slice(start, size) for start in range(0, len(rows), size)]
+
+
+def _take_pieces(rows: pa.Table, pieces: Iterable[Piece]) -> Iterator[tuple[pa.Table, ParallelLayout]]:
+    start = 0
+    for piece in pieces:
+        if piece.reason is not None:
+            logger.info("%d samples are spread on %s: %s", piece.num_samples, piece.layout.brief, piece.reason)
+        yield rows.slice(start, piece.num_samples), piece.layout
+        start += piece.num_samples
 
 
 def _write(run: Run, wave: str, phase: Phase, index: int, rows: pa.Table, layout: ParallelLayout) -> Shard:

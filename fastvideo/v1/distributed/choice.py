@@ -1,6 +1,8 @@
 """Which layout to take: arithmetic alone, on the cost model of :mod:`fastvideo.v1.distributed.cost`."""
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fastvideo.v1.distributed.cluster import GIB, Cluster
@@ -11,13 +13,33 @@ Goal = Literal["throughput", "latency"]
 """Most samples an hour, or fewest seconds a sample."""
 
 
+START_SECONDS = 30.0
+"""What one more job costs: of a 14B model 21 s to load and 5 s more in its first step, by
+``infra/benchmarks/pipeline_14B_cold_h100.json``."""
+
+_LEAST_GAIN = 0.1  # of the time; below it the model's own error may be larger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail:
+    """The layout for samples too few for all groups of data, ``saved`` seconds sooner, and in a line why."""
+
+    layout: ParallelLayout
+    saved: float
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayoutChoice:
-    """A layout and, in a line, why; ``cost`` is None where no step of a transformer was weighed."""
+    """A layout and, in a line, why; ``cost`` is None where no step of a transformer was weighed.
+
+    ``tails``, by number of samples, are for what is left once no group of data wants for one.
+    """
 
     layout: ParallelLayout
     reason: str
     cost: StepCost | None = None
+    tails: Mapping[int, Tail] = field(default_factory=dict)
 
 
 def choose_layout(work: Workload, num_gpus: int, goal: Goal, cluster: Cluster | None = None) -> LayoutChoice:
@@ -41,6 +63,27 @@ def choose_layout(work: Workload, num_gpus: int, goal: Goal, cluster: Cluster | 
     }[goal]
     best = min(possible, key=weigh)
     return LayoutChoice(layout=best, reason=_reason(work, best, costs, goal, cluster), cost=costs[best])
+
+
+def choose_tails(
+    work: Workload, base: ParallelLayout, num_steps: int, cluster: Cluster | None = None
+) -> dict[int, Tail]:
+    """What fewer samples than groups of data are spread by, for each number of them that is done clearly sooner so.
+
+    In ``base`` each would take as long as ever while other groups have nothing to do. A sample has ``num_steps``.
+    """
+    cluster = cluster or Cluster()
+    layouts = [layout for layout in layouts_that_divide(work, base.size) if _fits(work, layout, cluster)]
+    seconds = {layout: num_steps * step_cost(work, layout, cluster).seconds for layout in {*layouts, base}}
+    found = {}
+    for count in range(1, base.data):
+        rounds = {layout: math.ceil(count / layout.data) for layout in layouts}
+        best = min(layouts, key=lambda layout: (rounds[layout] * seconds[layout], -layout.data))
+        took, takes = seconds[base], rounds[best] * seconds[best]
+        if took - takes > _LEAST_GAIN * took:
+            reason = f"{takes:.0f} s where {base.brief} takes {took:.0f} s and leaves {base.data - count} groups idle"
+            found[count] = Tail(layout=best, saved=took - takes, reason=reason)
+    return found
 
 
 def choose_for_weights(weight_bytes: float, num_gpus: int, cluster: Cluster | None = None) -> LayoutChoice:
@@ -68,6 +111,8 @@ def layouts_that_divide(work: Workload, num_gpus: int) -> list[ParallelLayout]:
 
 
 def _fits(work: Workload, layout: ParallelLayout, cluster: Cluster) -> bool:
+    if layout.ring > 1 and not work.joins_rings:
+        return False
     if layout.tensor > 1 and work.weight_bytes <= cluster.usable_memory:
         return False
     return memory_bytes(work, layout) <= cluster.usable_memory

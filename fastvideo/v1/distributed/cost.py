@@ -24,7 +24,8 @@ class Workload:
     ``matrix_flops`` and ``attention_flops`` are those of one forward. ``joint_text`` tokens take part in the attention
     of the video's ``tokens``; every rank of a sequence has them all. ``num_sums``: the sums over tensor-parallel ranks
     of ``[tokens, width]`` in one forward, ``num_norm_sums`` of ``[tokens, 1]``, for norms over the full width.
-    ``output_values`` is the size of the prediction, ``weight_bytes`` that of all weights that a GPU holds.
+    ``output_values`` is the size of the prediction, ``weight_bytes`` that of all weights that a GPU holds. Not every
+    attention backend ``joins_rings``.
     """
 
     matrix_flops: float
@@ -39,6 +40,7 @@ class Workload:
     output_values: int
     weight_bytes: float
     num_branches: int = 1
+    joins_rings: bool = True
 
     @property
     def flops(self) -> float:

@@ -5,6 +5,8 @@ single-GPU code. Groups larger than 1 are built here and nowhere else. A layer k
 build models after :func:`init_world`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, fields
 from datetime import timedelta
 
@@ -25,10 +27,11 @@ _MERGED_AXES = {
 
 @dataclass
 class _World:
-    """The module's state: a layout, and the groups that are larger than 1."""
+    """The module's state: a layout, the groups that are larger than 1, and how long their ranks wait for each other."""
 
     layout: ParallelLayout = field(default_factory=ParallelLayout)
     groups: dict[str, ParallelGroup] = field(default_factory=dict)
+    timeout: timedelta = timedelta(minutes=10)
 
 
 _world = _World()
@@ -49,7 +52,7 @@ def init_world(layout: ParallelLayout, device_type: str, timeout: timedelta = ti
         raise RuntimeError(f"layout {layout} needs torch.distributed; call init_process_group() first")
     if layout.size > 1:
         _world.groups = _build_groups(layout, device_type) | _build_control_group(layout, timeout)
-        _world.layout = layout
+        _world.layout, _world.timeout = layout, timeout
         for process_group in _own_process_groups():
             _set_pg_timeout(timeout, process_group)
 
@@ -112,6 +115,19 @@ def get_control_group() -> ParallelGroup:
     What they decide together never stands between the models' collectives, nor waits for a GPU.
     """
     return _get_group("control")
+
+
+@contextmanager
+def waiting_at_most(timeout: timedelta) -> Iterator[None]:
+    """Within the block, collectives in :func:`get_control_group` fail on this rank after ``timeout``, if it is less."""
+    group = get_control_group()
+    if group.size > 1:
+        _set_pg_timeout(min(timeout, _world.timeout), group.transport)
+    try:
+        yield
+    finally:
+        if group.size > 1:
+            _set_pg_timeout(_world.timeout, group.transport)
 
 
 def _get_group(name: str) -> ParallelGroup:

@@ -26,6 +26,10 @@ class Preempted(Exception):
     """Raised by a job that was asked to leave its machine and has saved what it could."""
 
 
+class RanksOutOfStep(RuntimeError):
+    """One rank has left a call in which others of its sample still wait for it; no rank can go on from there."""
+
+
 @dataclass(frozen=True)
 class JobFailure:
     """``message`` is one line for a person; ``details`` the end of the traceback, or of the output."""

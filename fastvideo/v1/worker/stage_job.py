@@ -27,11 +27,11 @@ from fastvideo.v1.dataset.run import Run, open_run
 from fastvideo.v1.dataset.shards import read_shard
 from fastvideo.v1.dataset.store_errors import StoreMisconfigured
 from fastvideo.v1.distributed.communication import all_reduce, broadcast_object, gather_objects
-from fastvideo.v1.distributed.parallel_state import get_control_group, get_data_group
+from fastvideo.v1.distributed.parallel_state import get_control_group, get_data_group, waiting_at_most
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.logger import init_logger
 from fastvideo.v1.pipelines.phase import Phase
-from fastvideo.v1.worker.failures import EXIT_PREEMPTED, Preempted
+from fastvideo.v1.worker.failures import EXIT_PREEMPTED, Preempted, RanksOutOfStep
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs import PHASE_JOBS, InputDamaged, InputMissing, JobSettings, PhaseJob, Product
 from fastvideo.v1.worker.process import die_with_parent
@@ -142,10 +142,24 @@ class StageJob:
             raise
         except SAMPLE_ERRORS as error:
             failure = SampleFailure(f"{type(error).__name__}: {error}", traceback.format_exc())
-            if self._group.size > 1:  # should the others never come to hear of it
-                logger.warning("a sample failed on this rank: %s", failure.error)
-        failures = [failure for failure in gather_objects(failure, self._group) if failure is not None]
+        failures = [failure for failure in self._agree(failure) if failure is not None]
         return failures[0] if failures else made
+
+    def _agree(self, failure: SampleFailure | None) -> list[SampleFailure | None]:
+        """What became of a call on each rank; raises :class:`RanksOutOfStep` if it failed on this one alone in the
+        middle, where the others wait for it.
+        """
+        if failure is None:
+            return gather_objects(failure, self._group)
+        seconds = self.job.settings.failure_seconds
+        try:
+            with waiting_at_most(timedelta(seconds=seconds)):
+                return gather_objects(failure, self._group)
+        except RuntimeError:
+            raise RanksOutOfStep(
+                f"{failure.error} (on rank {self.job.worker.rank}; others of the sample were not through with it "
+                f"{seconds:g} s later)\n{failure.traceback}"
+            ) from None
 
     def _record_failure(self, item: Any, failure: SampleFailure) -> None:
         if not self.job.leads:

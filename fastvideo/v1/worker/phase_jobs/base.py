@@ -41,6 +41,7 @@ class JobSettings:
     tries: int = 3
     checkpoint_every: int = 10
     rank_timeout: float = 600.0
+    failure_seconds: float = 30.0  # that a rank whose call failed waits for the others to come out of theirs
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A plan says in which layout each phase works; the user may say so instead, and results never depend on it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,19 @@ def test_for_latency_a_sample_is_shared_where_that_is_faster(make_config):
     small = {"height": 64, "width": 64, "num_frames": 5}
     config = make_config(ROW, engine=engine, goal="latency", sampling=small)
     assert layouts(config)[Phase.DENOISE] == ParallelLayout(data=6), "collectives would take longer than the work"
+
+
+def test_a_plan_says_how_the_last_samples_are_spread(make_config):
+    rows = [json.dumps({"prompt": f"p{number}"}) for number in range(9)]
+    large = {"height": 720, "width": 1280, "num_frames": 81, "guidance_scale": 4.0, "num_inference_steps": 1000}
+    config = make_config(*rows, engine={"num_gpus": 4}, sampling=large)
+    plan = plan_run(config, write=False)
+    (piece,) = plan.spread
+    assert (piece.num_samples, piece.layout.data, piece.layout.size) == (1, 1, 4)
+    assert f"1 samples on {piece.layout.brief}: " in plan.told_layouts()["denoise"]
+    assert not plan_run(replace(config, spread_tail=False), write=False).spread
+    sizes = replace(config, engine=replace(config.engine, sp_size=2))
+    assert not plan_run(sizes, write=False).spread, "the user's word"
 
 
 def test_sizes_of_the_engine_are_the_users_word(make_config):

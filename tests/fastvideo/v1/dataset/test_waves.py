@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -17,9 +18,18 @@ from fastvideo.v1.dataset.recovery import Recovery, index_recovered
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.samples import to_samples
 from fastvideo.v1.dataset.scan import scan
-from fastvideo.v1.dataset.shards import Shard, delete_wave, read_shard, shard_size, write_shards, write_waves
+from fastvideo.v1.dataset.shards import (
+    Shard,
+    cut_denoise,
+    delete_wave,
+    read_shard,
+    shard_size,
+    write_shards,
+    write_waves,
+)
 from fastvideo.v1.dataset.status import run_status
 from fastvideo.v1.dataset.waves import read_wave
+from fastvideo.v1.distributed.choice import START_SECONDS, LayoutChoice, Tail
 from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
@@ -256,8 +266,37 @@ def test_a_shard_tells_the_layout_of_its_job(make_config) -> None:
     run = plan_run(config).run
     layouts = {Phase.ENCODE: ParallelLayout(data=4), Phase.DENOISE: ParallelLayout(cfg=2, ulysses=2)}
     layouts[Phase.DECODE] = ParallelLayout(data=2, tensor=2)
-    (first, *_) = write_shards(run, scan(run), config, 0, layouts)
+    choices = {phase: LayoutChoice(layout=layout, reason="a test") for phase, layout in layouts.items()}
+    (first, *_) = write_shards(run, scan(run), config, 0, choices)
     assert {shard.phase: shard.layout for shard in read_wave(run, first.wave)} == layouts
+
+
+def test_samples_too_few_for_all_groups_are_a_shard_of_another_layout(make_config) -> None:
+    four = ParallelLayout(data=4)
+    spread = ParallelLayout(cfg=2, ulysses=2)
+    saved = {1: START_SECONDS + 1, 3: START_SECONDS - 1}
+    tails = {count: Tail(layout=spread, saved=seconds, reason="sooner") for count, seconds in saved.items()}
+    choice = LayoutChoice(layout=four, reason="a test", tails=tails)
+    assert cut_denoise(9, 8, choice) == [(8, four, None), (1, spread, "sooner")]
+    assert cut_denoise(10, 8, choice) == [(8, four, None), (2, four, None)], "two are not done sooner"
+    assert cut_denoise(7, 8, choice) == [(7, four, None)], "another start takes longer than what it saves"
+    assert cut_denoise(3, 8, choice) == [(3, spread, "sooner")], "no other start"
+    assert cut_denoise(10, 5, choice) == 2 * [(4, four, None), (1, spread, "sooner")]
+    config = make_config(*prompts(5))
+    run = plan_run(config).run
+    shards = write_shards(run, scan(run), config, 0, dict.fromkeys(ALL_PHASES, choice))
+    wave = [shard for shard in read_wave(run, shards[0].wave) if shard.phase is Phase.DENOISE]
+    assert [(shard.count, shard.layout) for shard in wave] == [(4, four), (1, spread)]
+    made = pa.concat_tables(read_shard(run, shard.path).replace_schema_metadata() for shard in wave)
+    assert made["id"].to_pylist() == ids(run)
+
+
+def test_groups_of_data_get_as_many_samples_each(make_config) -> None:
+    config = make_config(*prompts(1))
+    found = scan(plan_run(config).run)
+    for count, jobs, size in ((3, 1, 3), (5, 2, 3), (30, 2, 8), (98, 1, 100)):
+        jobs_at_once = replace(config, jobs=jobs)
+        assert shard_size(found, jobs_at_once, Phase.DENOISE, ParallelLayout(data=4), count) == size, (count, jobs)
 
 
 def test_an_output_can_be_moved(make_config, make_object, tmp_path: Path) -> None:

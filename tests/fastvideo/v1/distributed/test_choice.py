@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastvideo.v1.distributed.choice import choose_for_weights, choose_layout
+from fastvideo.v1.distributed.choice import choose_for_weights, choose_layout, choose_tails
 from fastvideo.v1.distributed.cluster import GIB, NETWORK, PCIE, Cluster
 from fastvideo.v1.distributed.cost import Workload, memory_bytes, step_cost
 from fastvideo.v1.distributed.layout import ParallelLayout
@@ -70,6 +70,30 @@ def test_fewest_seconds_share_one_sample_among_all(work, num_branches):
     work = replace(work, num_branches=num_branches)
     layout = choose_layout(work, 8, "latency").layout
     assert layout == (ParallelLayout(cfg=2, ulysses=4) if num_branches == 2 else ParallelLayout(ulysses=8))
+
+
+@pytest.mark.parametrize("num_gpus", [2, 4, 8])
+def test_samples_too_few_are_spread_where_that_ends_sooner(work, num_gpus):
+    work = replace(work, tokens=64 * 1000, attention_flops=4.0 * work.num_layers * (64 * 1000) ** 2 * work.width)
+    base = ParallelLayout(data=num_gpus)
+    tails = choose_tails(work, base, 50)
+    one = 50 * step_cost(work, base, Cluster()).seconds
+    assert tails[1].layout == choose_layout(work, num_gpus, "latency").layout
+    assert tails.keys() <= set(range(1, num_gpus)), "as many as groups leave none idle"
+    for count, tail in tails.items():
+        took = -(-count // tail.layout.data) * 50 * step_cost(work, tail.layout, Cluster()).seconds
+        assert tail.layout.size == num_gpus and one - took == pytest.approx(tail.saved) and took < 0.9 * one
+        assert f"leaves {num_gpus - count} groups idle" in tail.reason
+    if num_gpus == 8:
+        assert tails[4].layout == ParallelLayout(data=4, cfg=2) and 7 not in tails, "two rounds of 4 take longer"
+    tiny = replace(work, tokens=64, matrix_flops=1e9, attention_flops=1e6, output_values=64**2)
+    assert not choose_tails(tiny, base, 50), "collectives would take longer than the work"
+
+
+def test_a_backend_that_joins_no_ring_gets_none(work):
+    work = replace(work, num_heads=3, num_branches=1, joins_rings=False)
+    assert choose_layout(work, 4, "latency").layout.ring == 1
+    assert all(tail.layout.ring == 1 for tail in choose_tails(work, ParallelLayout(data=4), 50).values())
 
 
 def test_heads_that_do_not_divide_go_by_the_ring(work):

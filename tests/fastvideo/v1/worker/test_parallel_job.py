@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from fastvideo.v1.dataset.config import RunConfig, parse_config
 from fastvideo.v1.dataset.failures import read_failures
 from fastvideo.v1.dataset.layout import object_path
 from fastvideo.v1.dataset.ledger import read_ledger
+from fastvideo.v1.dataset.phase_layouts import with_layout
 from fastvideo.v1.dataset.planning import plan_run
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.scan import scan
-from fastvideo.v1.dataset.shards import write_shards
+from fastvideo.v1.dataset.shards import Shard, layout_of, read_shard, write_shards
 from fastvideo.v1.dataset.state_file import unpack_state
+from fastvideo.v1.distributed.choice import START_SECONDS, LayoutChoice, Tail
+from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure
@@ -100,7 +104,7 @@ class Job:
 
     def _launch(self, arguments: list[str], env: dict[str, str]) -> JobFailure | None:
         told = {"log": self.log.append, "on_event": self.events.append}
-        limits = {"timeout": 100, "hang_seconds": self._hang_seconds}
+        limits = {"timeout": 300, "hang_seconds": self._hang_seconds}
         try:
             launch("faulty_stage_job", arguments, nproc=2, env=env, **told, **limits)
         except JobFailed as failed:
@@ -165,6 +169,28 @@ def test_two_processes_make_the_latents_of_one(tmp_path, alone, layout):
     assert len(job.named("committed")) == 3 and not scan(job.run)[Phase.DENOISE].missing
 
 
+def test_the_last_sample_is_spread_over_the_ranks_that_others_left_idle(tmp_path, alone):
+    config = make_config(tmp_path)
+    run, sooner = plan_run(config).run, Tail(layout=ParallelLayout(cfg=2), saved=START_SECONDS + 1, reason="a test")
+    choice = LayoutChoice(layout=ParallelLayout(data=2), reason="a test", tails={1: sooner})
+    shards = write_shards(run, scan(run), config, 1, dict.fromkeys(Phase, choice))
+
+    def start(shard: Shard) -> list[str]:
+        engine = with_layout(config.engine, layout_of(read_shard(run, shard.path)))
+        arguments = ["--output", config.output, "--run", run.name, "--phase", shard.phase, "--shard", shard.path]
+        arguments += ["--engine", json.dumps(asdict(engine))]
+        events: list[dict[str, Any]] = []
+        launch(STAGE_JOB, arguments, nproc=2, log=print, on_event=events.append, timeout=300, env=ENV)
+        return [event["id"] for event in events if event["event"] == "committed"]
+
+    with ThreadPoolExecutor(2) as pool:
+        side_by_side, spread = pool.map(start, [shard for shard in shards if shard.phase is Phase.DENOISE])
+    assert (len(side_by_side), len(spread)) == (2, 1) and not scan(run)[Phase.DENOISE].missing
+    made = objects(run)
+    assert all(made[id] == alone[id] for id in side_by_side), "equal to the byte in the layout of all"
+    assert error(made, alone) < TOLERANCE, "elsewhere within tolerance"
+
+
 def test_videos_are_written_by_one_rank(tmp_path):
     config = make_config(tmp_path)
     run_alone(config, Phase.DENOISE)
@@ -201,10 +227,13 @@ def test_a_rank_that_raises_or_dies_or_stops_ends_the_job(tmp_path):
     """Each where nobody waits for it but torchrun, or another rank does."""
     broken = [{"rank": 1, "prompt": PROMPTS[0], "step": 2, "error": "RuntimeError", "times": 1}]
     steps = 400
-    configs = [make_config(tmp_path / name, PROMPTS[:2], steps) for name in ("raises", "dies", "stops")]
+    names = ("raises", "dies", "stops", "fails")
+    configs = [make_config(tmp_path / name, PROMPTS[:2], steps) for name in names]
     raising = Job(configs[0], LAYOUTS["cfg"], broken, seconds=0.05)
     dying = Job(configs[1], LAYOUTS["cfg"], [], seconds=0.05)
     stopping = Job(configs[2], DATA, [], seconds=0.05, hang_seconds=2.0)
+    alone = [broken[0] | {"error": "ValueError"}]  # the other rank waits in a collective, and never hears of it
+    failing = Job(configs[3], LAYOUTS["cfg"], alone, seconds=0.05, rank_timeout=90, failure_seconds=2.0)
     stopping.wait_step(3).rank(1).suspend()
     stopped = time.monotonic()
     dying.wait_step(3).rank(1).kill()
@@ -216,6 +245,10 @@ def test_a_rank_that_raises_or_dies_or_stops_ends_the_job(tmp_path):
     failure = raising.failure(20)
     assert (failure.cause, failure.message) == (Cause.INFRASTRUCTURE, "RuntimeError: a fault")
     assert "faulty_stage_job" in failure.details, "the traceback of the rank where it was"
+    failure = failing.failure(30)
+    assert failure.cause is Cause.INFRASTRUCTURE, "the shard is tried again"
+    assert failure.message.startswith("RanksOutOfStep: ValueError: a fault (on rank 1;")
+    assert "faulty_stage_job" in failure.details
 
 
 @pytest.mark.parametrize(("left", "resumed"), [("ring", "data"), ("data", "cfg"), ("cfg", None)], ids=str)
