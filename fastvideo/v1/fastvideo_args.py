@@ -73,7 +73,7 @@ class FastVideoArgs:
     )
     shard_weights: bool = setting(
         False,
-        "Each GPU of a sample keeps a part of the blocks of transformers and text encoders, gathered a block ahead",
+        "Each GPU of a sample keeps a part of the blocks of transformer, text encoder and VAE, gathered a block ahead",
     )
 
     num_gpus: int = setting(1, "GPUs; those that the sizes below leave over take other samples", ge=1)

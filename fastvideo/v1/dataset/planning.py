@@ -45,8 +45,9 @@ class Plan:
     """``num_samples`` counts the whole run, ``num_new`` what this plan added, ``num_repeated`` equal rows merged.
 
     ``rejected`` holds the first bad rows of ``num_rejected``; the run's folder has up to ten thousand.
-    ``layouts`` are what the phases' jobs work in, ``spread`` the denoise shards that have another. ``sizes`` counts the rows by what they ask for themselves, of the
-    sampling parameters that cost time. ``newest`` is the output's newest run before this plan.
+    ``layouts`` are what the phases' jobs work in, ``spread`` the denoise shards that have another. ``sizes`` counts the
+    rows by what they ask for themselves, of the sampling parameters that cost time. ``newest`` is the output's newest
+    run before this plan.
     """
 
     run: Run

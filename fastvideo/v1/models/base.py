@@ -72,6 +72,10 @@ class Model(nn.Module):
         """All blocks of ``block_lists``, in the order in which they run."""
         return [block for name in self.block_lists for block in cast(nn.ModuleList, self.get_submodule(name))]
 
+    def block_sequences(self) -> list[tuple[nn.Module, list[nn.Module]]]:
+        """Blocks in the order in which they run, with the module whose call runs them."""
+        return [(self, self.blocks_in_order())]
+
     def place_parameters(self, place: Callable[[str, nn.Parameter], torch.Tensor]) -> None:
         """Puts what ``place`` makes of each name and parameter in its stead; weight loaders stay."""
         for module_name, module in self.named_modules():

@@ -22,24 +22,33 @@ def shard_blocks(model: Model, group: ParallelGroup, device: torch.device) -> No
     beside the parts: the one at work, the buffer that it was gathered in and that of the next, which stays where a call
     leaves the next one out (``skip_layers``).
 
+    Convolutions find their weights in PyTorch's own order of channels, and put them in another as they need it.
+
     Every rank must call the model equally often. So the group is the one that works on the same sample, less its tensor
     part, which holds other weights: data groups walk different numbers of samples, and would wait for each other.
     """
-    before = dict(model.named_parameters())
     mesh = DeviceMesh.from_group(group.transport, device.type)
     embeddings = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-    units: list[nn.Module] = [*embeddings, *model.blocks_in_order()]
-    for unit in units:
-        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
-    whole = {parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)}
-    fully_shard(model, mesh=mesh, ignored_params=whole)  # the root, which the units' streams belong to
-    for unit, following in pairwise([model, *units]):
-        assert isinstance(unit, FSDPModule) and isinstance(following, FSDPModule)
-        unit.set_modules_to_forward_prefetch([following])
+    sequences = [(caller, [*embeddings, *blocks]) for caller, blocks in model.block_sequences()]
+    shared = {parameter for _, units in sequences for unit in units for parameter in unit.parameters()}
+    model.place_parameters(lambda name, parameter: parameter.contiguous() if parameter in shared else parameter)
+    before = dict(model.named_parameters())
+    for caller, units in sequences:
+        _shard(caller, units, mesh)
     for name, parameter in model.named_parameters():
         keep_loader(before[name], parameter)
     model.place_parameters(lambda name, parameter: torch.empty_like(parameter, device=device))
     model.weights_travel = True
+
+
+def _shard(caller: nn.Module, units: list[nn.Module], mesh: DeviceMesh) -> None:
+    for unit in units:
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    whole = {parameter for parameter in caller.parameters() if not isinstance(parameter, DTensor)}
+    fully_shard(caller, mesh=mesh, ignored_params=whole)  # the root, which the units' streams belong to
+    for unit, following in pairwise([caller, *units]):
+        assert isinstance(unit, FSDPModule) and isinstance(following, FSDPModule)
+        unit.set_modules_to_forward_prefetch([following])
 
 
 def gathered_like(parameter: DTensor) -> nn.Parameter:

@@ -15,6 +15,7 @@ from fastvideo.v1.models.loader.repository import ModelRepository
 from fastvideo.v1.models.loader.weights import load_weights
 from fastvideo.v1.models.registry import resolve_model
 from fastvideo.v1.models.sharding import shard_blocks
+from fastvideo.v1.models.vaes.base import VideoAutoencoder
 
 _AUTO_PRECISION = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
@@ -49,7 +50,8 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
 
     With ``expert_offload`` a second transformer stays in host memory, for :class:`ModelSwap` to bring to the device.
     With ``shard_weights`` or ``layer_offload`` a model of blocks never has more than its own part, or two blocks and
-    what stands outside them, on the device; the host holds one parameter, or all blocks. A VAE is always whole.
+    what stands outside them, on the device; the host holds one parameter, or all blocks. ``layer_offload``
+    leaves a VAE where it is.
     """
     if name.startswith("tokenizer"):
         return load_tokenizer(repository, name)
@@ -61,7 +63,7 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
     dtype = component_dtype(name, args, device)
     model_class = resolve_model(class_name)
     model = build_model(model_class, repository.read_json(f"{name}/config.json"), _home(name, model_class, args), dtype)
-    if model_class.block_lists and args.shard_weights:
+    if _is_shared_out(model_class, args):
         shard_blocks(model, get_replica_group(), device)
     elif model_class.block_lists and args.layer_offload:
         offload_blocks(model, device)
@@ -75,11 +77,15 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
 
 def _home(name: str, model_class: type[Model], args: FastVideoArgs) -> torch.device:
     """Where the weights of component ``name`` are made; on the meta device, to be placed block by block."""
-    if model_class.block_lists and (args.shard_weights or args.layer_offload):
+    if _is_shared_out(model_class, args) or (model_class.block_lists and args.layer_offload):
         return torch.device("meta")
     if args.expert_offload and name == "transformer_2":
         return torch.device("cpu")
     return resolve_device(args.device)
+
+
+def _is_shared_out(model_class: type[Model], args: FastVideoArgs) -> bool:
+    return args.shard_weights and (bool(model_class.block_lists) or issubclass(model_class, VideoAutoencoder))
 
 
 def build_model(model_class: type[Model], config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Model:

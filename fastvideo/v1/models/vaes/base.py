@@ -5,6 +5,7 @@ frames (the first: one), a latent row or column ``S`` pixels.
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import nn
@@ -24,7 +25,15 @@ class VideoAutoencoder(Model):
     temporal_factor: int
     out_channels: int
     post_quant_conv: nn.Conv3d
+    encoder: nn.Module
+    decoder: nn.Module
     use_tiling = False
+
+    def block_sequences(self) -> list[tuple[nn.Module, list[nn.Module]]]:
+        encoder, decoder = self.encoder, self.decoder
+        down, up = cast(nn.ModuleList, encoder.down_blocks), cast(nn.ModuleList, decoder.up_blocks)
+        middle = cast(nn.Module, encoder.mid_block), cast(nn.Module, decoder.mid_block)
+        return [(encoder, [*down, middle[0]]), (decoder, [middle[1], *up])]
 
     def normalize(self, raw: torch.Tensor) -> torch.Tensor:
         """Raw latents ``[b z t h w]`` to the DiT's, in float32."""

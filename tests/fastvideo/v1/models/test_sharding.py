@@ -2,6 +2,7 @@
 
 import gc
 import statistics
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fastvideo.v1.models.loader.repository import ModelRepository
 from fastvideo.v1.models.sharding import shard_blocks
 from tests.fastvideo.v1.distributed.processes import TIMEOUT, run_processes
 from tests.fastvideo.v1.models.travelling_models import Case, call, draw_cases, draw_checkpoint, fill
+from tests.fastvideo.v1.models.vaes.test_row_bands import latents_of, random_vaes
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -96,6 +98,21 @@ def check_loader(checkpoint: str) -> None:
         set_adapter(model, "anything", 1.0)
 
 
+def check_autoencoders() -> None:
+    """Each rank with its band of rows and half of the blocks, against its band with all of them."""
+    for vae, canvases in random_vaes():
+        sharded = build_model(type(vae), asdict(vae.config), META, torch.float32)
+        shard_blocks(sharded, get_replica_group(), CPU)
+        fill(sharded, {name: parameter.data for name, parameter in vae.named_parameters()})
+        latents = latents_of(vae, canvases[0])
+        with torch.inference_mode():
+            video = vae.decode(latents)
+            for _ in range(2):
+                assert torch.equal(sharded.decode(latents), video), "the same bytes"
+            assert torch.equal(sharded.encode(video), vae.encode(video))
+        assert local_bytes(sharded) < 0.6 * local_bytes(vae)
+
+
 def check_all(rank: int, seed: int, checkpoint: str) -> None:
     layout = ParallelLayout(cfg=2)
     init_world(layout, "cpu", TIMEOUT)
@@ -104,6 +121,7 @@ def check_all(rank: int, seed: int, checkpoint: str) -> None:
             print(f"rank {rank}: {name}, {dtype}")
             check_model(case, dtype)
     check_gathered_blocks(seed)
+    check_autoencoders()
     check_loader(checkpoint)
     close_world()
 
