@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fastvideo.v1.cli import add_commands
+from flows.bench_command import add_bench_dataset
 from flows.dataset_commands import add_dataset_commands
 
 EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 128 + signal.SIGINT
@@ -48,7 +49,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     commands: argparse._SubParsersAction[argparse.ArgumentParser] = parser.add_subparsers(
         required=True, metavar="COMMAND", parser_class=_Parser
     )
-    add_commands(commands)
+    add_bench_dataset(add_commands(commands))
     add_dataset_commands(commands)
     options, rest = parser.parse_known_args(arguments)
     if hasattr(options, "take_keys"):

@@ -15,8 +15,13 @@ from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.sampling_params import SamplingOverrides
 
 
-def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds this module's commands; each sets ``run``, a function of the parsed arguments that returns the exit code."""
+def add_commands(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    """Adds this module's commands; each sets ``run``, a function of the parsed arguments that returns the exit code.
+
+    Returns those of ``bench``, for the one that needs Prefect.
+    """
     generate = subparsers.add_parser("generate", help="make one video")
     generate.add_argument("--prompt", required=True, help="what the video shows")
     generate.add_argument("--image", metavar="FILE", help="path or URI of the image that the video starts from")
@@ -43,7 +48,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     fit.add_argument("--last-steps", type=int, default=1, help="last steps that the rule never skips")
     _add_sampling(fit)
     fit.set_defaults(run=_fit_step_skipping)
-    add_bench_commands(subparsers.add_parser("bench", help="measure this machine"))
+    return add_bench_commands(subparsers.add_parser("bench", help="measure this machine"))
 
 
 _OPTION_TYPES = {"guidance_scale": float, "guidance_scale_2": float, "flow_shift": float, "negative_prompt": str}

@@ -8,25 +8,28 @@ from functools import partial
 from typing import Any
 
 
-def add_bench_commands(bench: argparse.ArgumentParser) -> None:
-    """Adds a command for each bench; each sets ``run``, a function of the parsed options that returns the exit code."""
+def add_bench_commands(bench: argparse.ArgumentParser) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    """Adds a command for each bench; each sets ``run``, a function of the parsed options that returns the exit code.
+
+    Returns them, for :func:`add_kind` to add others.
+    """
     kinds = bench.add_subparsers(required=True, metavar="KIND")
-    dit = _add_kind(kinds, "dit", "one forward of a transformer at full size, beside diffusers", _dit)
+    dit = add_kind(kinds, "dit", "one forward of a transformer at full size, beside diffusers", _dit)
     dit.add_argument("--model", default="wan21_t2v_1.3B", help="an architecture of fastvideo/data/configs")
     _add_canvas(dit, rounds=7, cases=["diffusers", "diffusers+compile", "ours"])
-    attention = _add_kind(kinds, "attention", "self-attention kernels, dense and in sliding tiles", _attention)
+    attention = add_kind(kinds, "attention", "self-attention kernels, dense and in sliding tiles", _attention)
     attention.add_argument("--workload", default="wan_14B", help="wan_14B, wan_14B_480p or hunyuan")
     attention.add_argument("--rounds", type=int, default=10)
     cases = ["flash", "sliding", "sliding+kernel", "flex+kernel"]
     attention.add_argument("--cases", nargs="+", default=cases)
-    vae = _add_kind(kinds, "vae", "a VAE's decode at full size, beside diffusers", _vae)
+    vae = add_kind(kinds, "vae", "a VAE's decode at full size, beside diffusers", _vae)
     vae.add_argument("--model", default="wan", help="wan or hunyuan")
     _add_canvas(vae, rounds=5, cases=["diffusers+float32", "diffusers+bfloat16", "ours+bfloat16"])
-    memory = _add_kind(kinds, "memory", "memory of each phase at full size, computed without a GPU", _memory)
+    memory = add_kind(kinds, "memory", "memory of each phase at full size, computed without a GPU", _memory)
     memory.add_argument("--systems", nargs="*", default=[], help="wan21_t2v_14B, …; all that are known by default")
     for name in ("--height", "--width", "--num-frames"):
         memory.add_argument(name, type=int, help="in place of the system's own")
-    parallel = _add_kind(kinds, "parallel", "layouts of several GPUs at full size, their collectives", _parallel)
+    parallel = add_kind(kinds, "parallel", "layouts of several GPUs at full size, their collectives", _parallel)
     parallel.add_argument("--dry", action="store_true", help="by arithmetic alone, without a GPU")
     parallel.add_argument("--workloads", nargs="*", default=[], help="wan21_t2v_14B_720p, …; all by default")
     parallel.add_argument("--gpus", nargs="+", type=int, default=[2, 4, 8])
@@ -38,29 +41,38 @@ def add_bench_commands(bench: argparse.ArgumentParser) -> None:
     parallel.add_argument("--decode", nargs="*", default=[], help="wan, hunyuan: their decode over all GPUs")
     parallel.add_argument("--layouts", nargs="*", default=[], help="'cfg=2 x ulysses=2' …; all by default")
     parallel.add_argument("--rounds", type=int, default=5, help="steps timed in a layout, at most")
-    pipeline = _add_kind(kinds, "pipeline", "a denoise shard: cold start, and how long the GPU waits", _pipeline)
+    pipeline = add_kind(kinds, "pipeline", "a denoise shard: cold start, and how long the GPU waits", _pipeline)
     pipeline.add_argument("--model", default="wan21_t2v_1.3B", help="of fastvideo/data/configs, or a model directory")
     pipeline.add_argument("--samples", type=int, default=16)
     pipeline.add_argument("--gpus", nargs="+", type=int, default=[1], help="of jobs that have samples side by side")
     _add_job(pipeline, steps=4)
-    recovery = _add_kind(kinds, "recovery", "a rank is killed within a step that all GPUs share", _recovery)
+    recovery = add_kind(kinds, "recovery", "a rank is killed within a step that all GPUs share", _recovery)
     recovery.add_argument("--model", default="wan21_t2v_14B", help="of fastvideo/data/configs, or a model directory")
     recovery.add_argument("--gpus", type=int, default=2)
     _add_job(recovery, steps=20)
-    encode = _add_kind(kinds, "encode", "real prompts through the full-size text encoder", _encode)
+    encode = add_kind(kinds, "encode", "real prompts through the full-size text encoder", _encode)
     encode.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32, 64])
     encode.add_argument("--prompts", type=int, default=944)
-    plan = _add_kind(kinds, "plan", "planning prompts and scanning a store", _plan)
+    plan = add_kind(kinds, "plan", "planning prompts and scanning a store", _plan)
     plan.add_argument("--prompts", type=int, default=1_000_000, help="prompts to plan")
     plan.add_argument("--objects", type=int, default=200_000, help="objects to find on resume")
+    overhead = add_kind(kinds, "overhead", "what is no GPU work in a run, by arithmetic on measured parts", _overhead)
+    overhead.add_argument(
+        "--figures", metavar="DIR", default="infra/benchmarks", help="JSON files of the other benches"
+    )
+    overhead.add_argument(
+        "--orchestration", type=float, metavar="SECONDS", help="a shard, in place of what was measured"
+    )
+    return kinds
 
 
-def _add_kind(
+def add_kind(
     kinds: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
     text: str,
     measure: Callable[[argparse.Namespace], dict[str, Any]],
 ) -> argparse.ArgumentParser:
+    """Adds one bench: its figures, which ``measure`` makes of the options, are printed, written and drawn."""
     kind = kinds.add_parser(name, help=text)
     kind.add_argument("--json", metavar="FILE", help="also write the figures here")
     kind.add_argument("--plot", metavar="PNG", help="also draw the rows here, a bar each")
@@ -157,3 +169,9 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
     from fastvideo.v1.dataset.benchmark import bench_planning
 
     return bench_planning(options.prompts, options.objects)
+
+
+def _overhead(options: argparse.Namespace) -> dict[str, Any]:
+    from fastvideo.v1.entrypoints.bench.overhead import bench_overhead
+
+    return bench_overhead(options.figures, options.orchestration)
