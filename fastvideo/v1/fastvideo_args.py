@@ -43,7 +43,7 @@ class FastVideoArgs:
     )
     attention_backend: str | None = setting(
         None,
-        "Attention backend: FLASH_ATTN, TORCH_SDPA, SLIDING_TILE_ATTN or a plugin's; without it "
+        "Attention backend: FLASH_ATTN, TORCH_SDPA, SLIDING_TILE_ATTN, FP8_ATTN or a plugin's; without it "
         "FASTVIDEO_ATTENTION_BACKEND, else the fastest exact one installed",
     )
     sliding_tile_strategy: str | None = setting(

@@ -21,6 +21,7 @@ _BACKENDS: dict[str, str] = {
     _Backend.FLASH_ATTN: "fastvideo.v1.attention.backends.flash_attn:FlashAttentionBackend",
     _Backend.TORCH_SDPA: "fastvideo.v1.attention.backends.sdpa:SDPABackend",
     _Backend.SLIDING_TILE_ATTN: "fastvideo.v1.attention.backends.sliding_tile:SlidingTileBackend",
+    _Backend.FP8_ATTN: "fastvideo.v1.attention.backends.fp8:Fp8AttentionBackend",
 }
 _REGISTERED: dict[str, str] = {}
 

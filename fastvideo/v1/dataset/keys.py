@@ -15,6 +15,7 @@ KEY_LENGTH = 16
 LORA = "lora"
 TILE_STRATEGY = "sliding_tile_strategy"
 SKIP_RULE = "step_skip_rule"
+QUANTIZATION_VERSION = 2  # to be raised when results of 8-bit products change; in the keys of their runs alone
 EXACT_BACKENDS = frozenset({"FLASH_ATTN", "TORCH_SDPA"})
 _ENGINE_FIELDS = {
     Phase.ENCODE: ("text_encoder_precision",),
@@ -90,6 +91,8 @@ def phase_keys(
         }
         if phase is Phase.DENOISE and engine.lora_path:
             made_by[LORA] = [fingerprints[LORA], engine.lora_scale]
+        if phase is Phase.DENOISE and engine.quantization:
+            made_by["quantization_version"] = QUANTIZATION_VERSION
         if phase is Phase.DENOISE and engine.sliding_tile_strategy:
             made_by[TILE_STRATEGY] = fingerprints[TILE_STRATEGY]
         if phase is Phase.DENOISE and engine.step_skip_threshold is not None:

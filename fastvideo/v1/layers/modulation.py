@@ -17,9 +17,11 @@ def modulated_norm(
 ) -> torch.Tensor | QuantizedRows:
     """``layer_norm(x) * (1 + scale) + shift``, the norm without weights of its own."""
     if _has_kernel(x, shift):
-        from fastvideo.v1.layers.kernels.norms import norm
+        from fastvideo.v1.layers.kernels import norms, quantized_norms
 
-        return norm(x, scale, shift, eps, 1.0, quantize)
+        if quantize:
+            return quantized_norms.quantized_norm(x, None, None, scale, shift, eps, 1.0)[1]
+        return norms.norm(x, scale, shift, eps, 1.0)
     out = (F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift).to(x.dtype)
     return quantize_rows(out) if quantize else out
 
@@ -35,9 +37,10 @@ def residual_modulated_norm(
 ) -> tuple[torch.Tensor, torch.Tensor | QuantizedRows]:
     """``x + y``, or ``x + y * gate``, and its :func:`modulated_norm`."""
     if _has_kernel(x, shift):
-        from fastvideo.v1.layers.kernels.norms import residual_norm
+        from fastvideo.v1.layers.kernels import norms, quantized_norms
 
-        return residual_norm(x, y, gate, scale, shift, eps, 1.0, quantize)
+        residual_norm = quantized_norms.quantized_norm if quantize else norms.residual_norm
+        return residual_norm(x, y, gate, scale, shift, eps, 1.0)
     x = x + y if gate is None else gated_residual(x, y, gate)
     return x, modulated_norm(x, shift, scale, eps, quantize)
 
@@ -47,10 +50,11 @@ def gated_residual_norm(
 ) -> tuple[torch.Tensor, torch.Tensor | QuantizedRows]:
     """``x + y * gate``, and that through ``norm`` (or itself, if there is none)."""
     if norm is not None and norm.weight is not None and norm.bias is not None and _has_kernel(x, gate):
-        from fastvideo.v1.layers.kernels.norms import residual_norm
+        from fastvideo.v1.layers.kernels import norms, quantized_norms
 
         weight, bias = norm.weight[None, None], norm.bias[None, None]
-        return residual_norm(x, y, gate, weight, bias, norm.eps, 0.0, quantize)
+        residual_norm = quantized_norms.quantized_norm if quantize else norms.residual_norm
+        return residual_norm(x, y, gate, weight, bias, norm.eps, 0.0)
     x = gated_residual(x, y, gate)
     out = x if norm is None else norm(x)
     return x, quantize_rows(out) if quantize else out

@@ -12,6 +12,7 @@ class _Backend(StrEnum):
     FLASH_ATTN = "FLASH_ATTN"
     TORCH_SDPA = "TORCH_SDPA"
     SLIDING_TILE_ATTN = "SLIDING_TILE_ATTN"
+    FP8_ATTN = "FP8_ATTN"
 
 
 class AttentionBackend(ABC):

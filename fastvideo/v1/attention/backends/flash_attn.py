@@ -12,31 +12,40 @@ import torch
 
 from fastvideo.v1.attention.backends.abstract import AttentionBackend
 
-# module, distribution to install, lowest compute capability it runs on
+# modules that may have it (of 3: the whole build, the forward kernels alone), lowest compute capability it runs on
 _VERSIONS = {
-    4: ("flash_attn.cute", "flash-attn-4", (9, 0)),
-    3: ("flash_attn_interface", "flash-attn-3", (9, 0)),
-    2: ("flash_attn", "flash-attn", (8, 0)),
+    4: (("flash_attn.cute",), (9, 0)),
+    3: (("flash_attn_interface", "fa3_fwd_interface"), (9, 0)),
+    2: (("flash_attn",), (8, 0)),
 }
+Kernel = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+
+
+@cache
+def find_kernel(version: int) -> Kernel | None:
+    """``flash_attn_func`` of that FlashAttention, if it is installed."""
+    for module in _VERSIONS[version][0]:
+        parent = module.partition(".")[0]
+        if find_spec(parent) is None or ("." in module and find_spec(module) is None):
+            continue
+        kernel: Kernel | None = getattr(import_module(module), "flash_attn_func", None)
+        if kernel is not None:
+            return kernel
+    return None
 
 
 @cache
 def installed_version() -> int | None:
     """The newest FlashAttention that can be imported here: 4, 3, 2 or None."""
-    for version, (module, _, _) in _VERSIONS.items():
-        parent = module.partition(".")[0]
-        if find_spec(parent) is None or ("." in module and find_spec(module) is None):
-            continue
-        if hasattr(import_module(module), "flash_attn_func"):
-            return version
-    return None
+    return next((version for version in _VERSIONS if find_kernel(version) is not None), None)
 
 
 @cache
-def _kernel() -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
+def _kernel() -> Kernel:
     version = installed_version()
-    assert version is not None, "the backend was chosen without FlashAttention installed"
-    return import_module(_VERSIONS[version][0]).flash_attn_func
+    kernel = None if version is None else find_kernel(version)
+    assert kernel is not None, "the backend was chosen without FlashAttention installed"
+    return kernel
 
 
 @torch.library.custom_op("fastvideo::flash_attention", mutates_args=())
@@ -66,7 +75,7 @@ class FlashAttentionBackend(AttentionBackend):
         version = installed_version()
         if version is None:
             return "no FlashAttention is installed; pip install flash-attn-4 (Hopper and newer) or flash-attn"
-        lowest = _VERSIONS[version][2]
+        lowest = _VERSIONS[version][1]
         if torch.cuda.get_device_capability(device) < lowest:
             return f"FlashAttention {version} needs compute capability {lowest[0]}.{lowest[1]}"
         if head_size > (128 if version == 4 else 256):

@@ -15,6 +15,7 @@ from fastvideo.v1.entrypoints.bench.timing import interleave
 from fastvideo.v1.models.loader.component import resolve_device
 
 HEAD_SIZE = 128
+DENSE = {"flash": _Backend.FLASH_ATTN, "sdpa": _Backend.TORCH_SDPA, "fp8": _Backend.FP8_ATTN}
 # Canvas in tokens, text tokens, heads, and how many heads use which window: those that published strategies give.
 WORKLOADS: dict[str, tuple[Size3, int, int, dict[Size3, int]]] = {
     "wan_14B": (
@@ -36,7 +37,7 @@ WORKLOADS: dict[str, tuple[Size3, int, int, dict[Size3, int]]] = {
 def bench_attention(workload: str, cases: list[str], rounds: int, device_choice: str = "auto") -> dict[str, Any]:
     """Milliseconds and TFLOP/s of the work that is kept, in bfloat16, for each case.
 
-    Cases: ``flash`` and ``sdpa`` (dense), ``sliding`` (tokens in the model's order), ``sliding+kernel`` and
+    Cases: ``flash``, ``sdpa`` and ``fp8`` (dense), ``sliding`` (tokens in the model's order), ``sliding+kernel`` and
     ``flex+kernel`` (tokens already in tiles). The error is the relative RMS distance of ``sliding`` to FlexAttention on
     the same windows.
     """
@@ -54,9 +55,9 @@ def bench_attention(workload: str, cases: list[str], rounds: int, device_choice:
         "sliding+kernel": lambda: sparse_flash_blocks(*tiled, layout, windows, scale),
         "flex+kernel": lambda: flex_blocks(*tiled, layout, windows, scale),
     }
-    for name, backend in (("flash", _Backend.FLASH_ATTN), ("sdpa", _Backend.TORCH_SDPA)):
+    for name, backend in DENSE.items():
         if name in cases:
-            layer = LocalAttention(num_heads, HEAD_SIZE)
+            layer = LocalAttention(num_heads, HEAD_SIZE, supported_attention_backends=(backend,))
             layer.select(device, torch.bfloat16, backend)
             runs[name] = lambda layer=layer: layer(query, key, value)  # type: ignore[misc]
     chosen = {case: runs[case] for case in cases}
@@ -70,7 +71,7 @@ def bench_attention(workload: str, cases: list[str], rounds: int, device_choice:
     flops = 4 * tokens**2 * num_heads * HEAD_SIZE
     rows = []
     for case, timing in timings.items():
-        work = flops if case in ("flash", "sdpa") else flops * kept
+        work = flops if case in DENSE else flops * kept
         rows.append(
             {
                 "case": case,

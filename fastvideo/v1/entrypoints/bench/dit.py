@@ -17,6 +17,7 @@ from fastvideo.v1.models.dits.workload import dit_workload
 from fastvideo.v1.models.loader.component import resolve_device
 
 ERROR_LAYERS = 4
+BACKENDS = {"sdpa": "TORCH_SDPA", "flash": "FLASH_ATTN", "fp8attn": "FP8_ATTN"}
 
 
 def bench_dit(
@@ -24,9 +25,9 @@ def bench_dit(
 ) -> dict[str, Any]:
     """Seconds, TFLOP/s and error of one bfloat16 forward for each case.
 
-    A case is ``ours`` or ``diffusers``, then options: ``+sdpa``, ``+flash`` or ``+fp8`` for ours, ``+compile`` for
-    diffusers. The error is the RMS distance to our float32 forward over its RMS, of the model's first blocks at full
-    width, and, as ``error_ratio``, over that of diffusers.
+    A case is ``ours`` or ``diffusers``, then options: ``+sdpa``, ``+flash``, ``+fp8attn`` (attention of 8-bit floats)
+    and ``+fp8`` (matrix products) for ours, ``+compile`` for diffusers. The error is the RMS distance to our float32
+    forward over its RMS, of the model's first blocks at full width, and, as ``error_ratio``, over that of diffusers.
     """
     device = resolve_device(device_choice)
     architecture = load_architecture(model)
@@ -93,7 +94,7 @@ def _forward(
     model = architecture.our_model(weights, device, torch.bfloat16)
     if "fp8" in options:
         model.quantize()
-    choice = {"sdpa": "TORCH_SDPA", "flash": "FLASH_ATTN"}.get(next(iter({"sdpa", "flash"} & set(options)), ""))
+    choice = next((BACKENDS[option] for option in options if option in BACKENDS), None)
     select_attention_backends(model, device, torch.bfloat16, choice)
     return lambda: architecture.ours(model, inputs, torch.bfloat16)
 

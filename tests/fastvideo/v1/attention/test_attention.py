@@ -66,6 +66,7 @@ def test_an_unknown_name_raises_with_those_that_exist():
     [
         ({"flash_attn.cute", "flash_attn_interface", "flash_attn"}, 4),
         ({"flash_attn_interface", "flash_attn"}, 3),
+        ({"fa3_fwd_interface"}, 3),
         ({"flash_attn"}, 2),
         (set(), None),
     ],
@@ -74,4 +75,6 @@ def test_the_newest_installed_flash_attention_is_taken(monkeypatch, installed, e
     packages = {name.partition(".")[0] for name in installed} | installed
     monkeypatch.setattr(flash_attn, "find_spec", lambda name: object() if name in packages else None)
     monkeypatch.setattr(flash_attn, "import_module", lambda name: type("Module", (), {"flash_attn_func": print}))
+    flash_attn.find_kernel.cache_clear()
     assert flash_attn.installed_version.__wrapped__() == expected
+    flash_attn.find_kernel.cache_clear()
