@@ -11,6 +11,7 @@ from torch import nn
 from fastvideo.v1.layers.linear import LinearBase
 from fastvideo.v1.layers.weight_loading import keep_loader
 from fastvideo.v1.logger import init_logger
+from fastvideo.v1.models.dits.kept_states import NothingKept
 
 if TYPE_CHECKING:
     from fastvideo.v1.models.dits.step_cache import StepCache
@@ -57,6 +58,7 @@ class Model(nn.Module):
     block_lists: ClassVar[tuple[str, ...]] = ()
     skips_steps: ClassVar[bool] = False
     step_cache: "StepCache | None" = None  # while a batch is denoised with step skipping
+    kept_states: NothingKept = NothingKept()  # while a batch is denoised, what need not be computed twice
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -36,6 +36,7 @@ from fastvideo.v1.layers.quantization import QuantizedRows
 from fastvideo.v1.layers.rotary import RotaryTables, rotary_tables
 from fastvideo.v1.layers.time_embedding import TimestepEmbedder
 from fastvideo.v1.models.base import Model, ModelConfig
+from fastvideo.v1.models.dits.kept_states import NothingKept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,17 +107,26 @@ class WanCrossAttention(nn.Module):
         self.attn = LocalAttention(num_heads, self.head_size)
         self.to_out = RowParallelLinear(width, width)
 
-    def forward(self, x: torch.Tensor | QuantizedRows, text: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor | QuantizedRows, text: torch.Tensor, image: torch.Tensor | None, kept: NothingKept
+    ) -> torch.Tensor:
         query = self.norm_q(self.to_q(x)).unflatten(-1, (-1, self.head_size))
-        y = self._attend(query, self.to_kv(text), self.norm_k)
+        text_key, text_value, *image_pair = kept.of_batch(self, (text, image), lambda: self._keys_values(text, image))
+        y = self.attn(query, text_key, text_value).flatten(-2)
         if image is not None:
-            y = y + self._attend(query, self.add_kv_proj(image), self.norm_added_k)
+            y = y + self.attn(query, *image_pair).flatten(-2)
         return self.to_out(y)
 
-    def _attend(self, query: torch.Tensor, key_value: torch.Tensor, norm: ColumnParallelRMSNorm) -> torch.Tensor:
-        key, value = key_value.chunk(2, dim=-1)
-        key, value = (tensor.unflatten(-1, (-1, self.head_size)) for tensor in (norm(key), value))
-        return self.attn(query, key, value).flatten(-2)
+    def _keys_values(self, text: torch.Tensor, image: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Keys and values ``[b, l, n, d]`` of the text and then, if there is one, ``[b, i, n, d]`` of the image."""
+        pairs = [(self.to_kv(text), self.norm_k)]
+        if image is not None:
+            pairs.append((self.add_kv_proj(image), self.norm_added_k))
+        tensors = []
+        for key_value, norm in pairs:
+            key, value = key_value.chunk(2, dim=-1)
+            tensors += [norm(key), value.contiguous()]  # a view would keep the keys before their norm, too
+        return tuple(tensor.unflatten(-1, (-1, self.head_size)) for tensor in tensors)
 
 
 class WanTransformerBlock(nn.Module):
@@ -139,6 +149,7 @@ class WanTransformerBlock(nn.Module):
         modulation: torch.Tensor,
         rotary: RotaryTables,
         tokens: TokenShards,
+        kept: NothingKept,
     ) -> torch.Tensor:
         """``[r, s / g, d]`` to the same; ``text`` ``[b, l, d]``, ``image`` ``[b, i, d]``, ``modulation`` float32
         ``[r, 6, d]``.
@@ -146,10 +157,14 @@ class WanTransformerBlock(nn.Module):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.scale_shift_table + modulation).chunk(6, dim=1)
         samples = (len(text), -1, x.shape[-1])  # attention is among all tokens of a sample
         in_8_bits = self.ffn.up.quantized is not None
-        y = modulated_norm(x, shift, scale, self.eps, in_8_bits)
-        y = self.attn1(y.view(samples), rotary, tokens).view_as(x)
+
+        def attend() -> tuple[torch.Tensor]:
+            y = modulated_norm(x, shift, scale, self.eps, in_8_bits)
+            return (self.attn1(y.view(samples), rotary, tokens).view_as(x),)
+
+        (y,) = kept.of_step(self.attn1, (x, modulation), attend)
         x, y = gated_residual_norm(x, y, gate, self.norm2, in_8_bits)
-        y = self.attn2(y.view(samples), text, image).view_as(x)
+        y = self.attn2(y.view(samples), text, image, kept).view_as(x)
         x, y = residual_modulated_norm(x, y, ffn_shift, ffn_scale, self.eps, quantize=in_8_bits)
         return gated_residual(x, self.ffn(y), ffn_gate)
 
@@ -188,16 +203,16 @@ class WanConditionEmbedder(nn.Module):
         if config.image_dim is not None:
             self.image_embedder = WanImageEmbedding(config.image_dim, width, config.pos_embed_seq_len)
 
-    def forward(
-        self, timestep: torch.Tensor, text: torch.Tensor, image: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """``timestep`` ``[r]``, ``text`` ``[b, l, text_dim]`` and ``image`` ``[b, i, e]`` to the time embedding
-        ``[r, 1, d]``, the modulation float32 ``[r, 6, d]``, the text ``[b, l, d]`` and the image ``[b, i, d]``.
+    def embed_time(self, timestep: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """``timestep`` ``[r]`` to the time embedding ``[r, 1, d]`` of ``dtype`` and the modulation float32
+        ``[r, 6, d]``.
         """
-        time = self.time_embedder(timestep).to(text.dtype)
-        modulation = self.time_proj(F.silu(time)).float().unflatten(-1, (6, -1))
-        image = None if image is None else self.image_embedder(image)
-        return time.unsqueeze(1), modulation, self.text_embedder(text), image
+        time = self.time_embedder(timestep).to(dtype)
+        return time.unsqueeze(1), self.time_proj(F.silu(time)).float().unflatten(-1, (6, -1))
+
+    def embed_texts(self, text: torch.Tensor, image: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """``text`` ``[b, l, text_dim]`` and ``image`` ``[b, i, e]`` to ``[b, l, d]`` and ``[b, i, d]``."""
+        return self.text_embedder(text), None if image is None else self.image_embedder(image)
 
 
 class WanTransformer3DModel(Model):
@@ -279,17 +294,23 @@ class WanTransformer3DModel(Model):
         assert guidance is None, "this model has no embedded guidance"
         grid = self.token_grid(hidden_states)
         tables = rotary_tables(grid, self.config.rotary_axes_dim, 10_000.0, hidden_states.device)
-        time, modulation, text, image = self.condition_embedder(
-            timestep.flatten(), encoder_hidden_states, encoder_hidden_states_image
-        )
-        x = self.patch_embedding(hidden_states)
-        tokens = TokenShards(x.shape[1], num_runs=len(time) // len(text))
-        x = tokens.take(x.view(len(time), -1, x.shape[-1]))
+        embedder, kept = self.condition_embedder, self.kept_states
+        texts = encoder_hidden_states, encoder_hidden_states_image
+        text, image = kept.of_batch(embedder, texts, lambda: embedder.embed_texts(*texts))
+        dtype = encoder_hidden_states.dtype
+        time, modulation = kept.of_step(embedder, (timestep,), lambda: embedder.embed_time(timestep.flatten(), dtype))
+        tokens = TokenShards(math.prod(grid), num_runs=len(time) // len(text))
+
+        def embed() -> tuple[torch.Tensor]:
+            x = self.patch_embedding(hidden_states)
+            return (tokens.take(x.view(len(time), -1, x.shape[-1])),)
+
+        (x,) = kept.of_step(self.patch_embedding, (hidden_states,), embed)
         rotary = tokens.take_rows(tables[0]), tokens.take_rows(tables[1])
 
         def run_blocks(x: torch.Tensor) -> torch.Tensor:
             for block in self.blocks:
-                x = block(x, text, image, modulation, rotary, tokens)
+                x = block(x, text, image, modulation, rotary, tokens, kept)
             return x
 
         x = run_blocks(x) if self.step_cache is None else self.step_cache.run(x, modulation, run_blocks)

@@ -1,5 +1,7 @@
 """The loop in which nearly all time is spent."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from fastvideo.v1.distributed.communication import all_gather
 from fastvideo.v1.distributed.parallel_state import get_cfg_group
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import get_forward_context
+from fastvideo.v1.models.dits.kept_states import KeptStates
 from fastvideo.v1.models.swap import ModelSwap
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
@@ -91,7 +94,11 @@ class DenoisingStage(PipelineStage):
             self._swap = ModelSwap([self.transformer, self.transformer_2], batch.latents.device)
         if batch.scheduler_state is not None:
             self.scheduler.load_state_dict(batch.scheduler_state)
-        with step_skipping(fastvideo_args, [expert.transformer for expert in experts], len(branches)) as skipping:
+        transformers = [expert.transformer for expert in experts]
+        with (
+            step_skipping(fastvideo_args, transformers, len(branches)) as skipping,
+            _keeping_states(transformers, _own(branches)),
+        ):
             if skipping is not None and batch.skipping_state is not None:
                 for index, latents in skipping.restore(batch.skipping_state, batch.latents.device):
                     self._predict_step(replace(batch, latents=latents), index, experts[index], branches)
@@ -165,16 +172,15 @@ class DenoisingStage(PipelineStage):
         self, expert: Expert, latents: torch.Tensor, timestep: torch.Tensor, branches: list[Condition]
     ) -> torch.Tensor:
         """The guided flow, float32 ``[b, c, t, h, w]``."""
-        group = get_cfg_group()
-        mine = branches[group.rank :: group.size] or branches  # without guidance both halves do the same
+        expert.transformer.kept_states.begin_step(expert.transformer, latents, timestep)
         flows = []
-        for branch in mine:
+        for branch in _own(branches):
             get_forward_context().branch_index = branch.number
             flow = expert.transformer(latents, branch.text, timestep, branch.image, branch.guidance)
             flows.append(flow.float())
         if len(branches) == 1:
             return flows[0]
-        conditional, unconditional = all_gather(torch.stack(flows), dim=0, group=group)
+        conditional, unconditional = all_gather(torch.stack(flows), dim=0, group=get_cfg_group())
         return unconditional + expert.guidance_scale * (conditional - unconditional)
 
     def _branches(self, batch: ForwardBatch) -> list[Condition]:
@@ -207,3 +213,28 @@ class DenoisingStage(PipelineStage):
         pooled = getattr(batch, f"{prefix}pooled_prompt_embeds")
         text = embeds.to(device, dtype)
         return text if pooled is None else [text, pooled.to(device, dtype)]
+
+
+def _own(branches: list[Condition]) -> list[Condition]:
+    """Those that this process computes; without guidance both halves of the cfg group do the same."""
+    group = get_cfg_group()
+    return branches[group.rank :: group.size] or branches
+
+
+@contextmanager
+def _keeping_states(transformers: Sequence[Any], branches: list[Condition]) -> Iterator[None]:
+    """Lets the transformers of a batch keep what stays the same over its steps, and within a step over ``branches``.
+
+    A list of tensors is for models whose texts take part in every layer: of them there is nothing to keep.
+    """
+    constants = [
+        tensor for branch in branches for tensor in (branch.text, branch.image) if isinstance(tensor, torch.Tensor)
+    ]
+    kept, models = KeptStates(constants, len(branches)), list(dict.fromkeys(transformers))
+    for model in models:
+        model.kept_states = kept
+    try:
+        yield
+    finally:
+        for model in models:
+            del model.kept_states
