@@ -20,8 +20,8 @@ class AttentionBackend(ABC):
 
     ``layer_index`` counts the model's layers of distributed attention from 0. ``exact`` says whether it
     agrees with dense attention up to rounding; only exact backends are chosen unasked. ``joins_rings`` says whether it
-    has :meth:`forward_with_lse`, of which ring attention is made. What a backend returns may depend on the context's step,
-    never on its branch of guidance: where branches have the same queries, keys and values, they share it.
+    has :meth:`forward_with_lse`, of which ring attention is made. What a backend returns may depend on the context's
+    step, never on its branch of guidance: where branches have the same queries, keys and values, they share it.
     """
 
     exact: bool = True

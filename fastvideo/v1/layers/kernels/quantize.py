@@ -4,7 +4,8 @@ A row is held in chunks: as one block, rounded up to a power of two, almost half
 widths of feed-forwards.
 """
 
-# mypy: disable-error-code="assignment,var-annotated"  # tuples that grow in a kernel, which the compiler unrolls
+# Tuples grow in a kernel, whose loops the compiler unrolls.
+# mypy: disable-error-code="assignment,var-annotated"
 
 import torch
 import triton

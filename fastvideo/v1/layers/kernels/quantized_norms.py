@@ -5,7 +5,8 @@ multiprocessor's own cache, where in registers it would leave room for few token
 are float32.
 """
 
-# mypy: disable-error-code="assignment,var-annotated"  # tuples that grow in a kernel, which the compiler unrolls
+# Tuples grow in a kernel, whose loops the compiler unrolls.
+# mypy: disable-error-code="assignment,var-annotated"
 
 import torch
 import triton

@@ -7,12 +7,12 @@ is made of, and is spared the work where whoever denoises vouches that they are 
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 Inputs = tuple[torch.Tensor | None, ...]
-Outputs = tuple[torch.Tensor | None, ...]
+Outputs = TypeVar("Outputs", bound=tuple[torch.Tensor | None, ...])
 
 
 class NothingKept:
@@ -63,7 +63,7 @@ class _Results:
 
     def __init__(self, vouched: Iterable[torch.Tensor | None]) -> None:
         self._vouched: dict[int, weakref.ref[torch.Tensor]] = {}
-        self._results: dict[Any, tuple[Outputs, int]] = {}
+        self._results: dict[Any, tuple[Any, int]] = {}
         self._vouch_for(vouched)
 
     def get(

@@ -162,8 +162,8 @@ class WanTransformerBlock(nn.Module):
             y = modulated_norm(x, shift, scale, self.eps, in_8_bits)
             return (self.attn1(y.view(samples), rotary, tokens).view_as(x),)
 
-        (y,) = kept.of_step(self.attn1, (x, modulation), attend)
-        x, y = gated_residual_norm(x, y, gate, self.norm2, in_8_bits)
+        (attended,) = kept.of_step(self.attn1, (x, modulation), attend)
+        x, y = gated_residual_norm(x, attended, gate, self.norm2, in_8_bits)
         y = self.attn2(y.view(samples), text, image, kept).view_as(x)
         x, y = residual_modulated_norm(x, y, ffn_shift, ffn_scale, self.eps, quantize=in_8_bits)
         return gated_residual(x, self.ffn(y), ffn_gate)

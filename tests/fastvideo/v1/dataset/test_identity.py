@@ -60,6 +60,7 @@ ALL, FROM_DENOISE, DECODE, NONE = list(ALL_PHASES), [Phase.DENOISE, Phase.DECODE
         ({"flow_shift": 7.0}, FROM_DENOISE),
         ({"engine": FastVideoArgs(precision="bfloat16")}, FROM_DENOISE),
         ({"engine": FastVideoArgs(attention_backend="SLIDING_TILE_ATTN")}, FROM_DENOISE),
+        ({"engine": FastVideoArgs(attention_backend="FP8_ATTN")}, FROM_DENOISE),
         ({"engine": FastVideoArgs(attention_backend="SOMEONES_OWN")}, FROM_DENOISE),
         ({"vae": "other"}, DECODE),
         ({"engine": FastVideoArgs(vae_tiling=True)}, DECODE),
