@@ -65,6 +65,7 @@ class Model(nn.Module):
         self.config = config
         self.dtype = torch.get_default_dtype()  # of what the model computes on; some parameters stay in float32
         self.weights_travel = False  # whether blocks get their weights when they run, so that none is to be changed
+        self.weights_are_shared_out = False  # whether this process keeps its part alone of some parameters
 
     def token_grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
         """Tokens along t, h and w of latents ``[b, c, t, h, w]``, for a transformer of video."""

@@ -38,7 +38,7 @@ def shard_blocks(model: Model, group: ParallelGroup, device: torch.device) -> No
     for name, parameter in model.named_parameters():
         keep_loader(before[name], parameter)
     model.place_parameters(lambda name, parameter: torch.empty_like(parameter, device=device))
-    model.weights_travel = True
+    model.weights_travel = model.weights_are_shared_out = True
 
 
 def _shard(caller: nn.Module, units: list[nn.Module], mesh: DeviceMesh) -> None:
@@ -51,8 +51,13 @@ def _shard(caller: nn.Module, units: list[nn.Module], mesh: DeviceMesh) -> None:
         unit.set_modules_to_forward_prefetch([following])
 
 
-def gathered_like(parameter: DTensor) -> nn.Parameter:
-    """An uninitialised parameter in host memory of the size of all ranks' parts, with the loader of ``parameter``."""
+def gathered_like(parameter: nn.Parameter) -> nn.Parameter | None:
+    """An uninitialised parameter in host memory of the size of all ranks' parts, with the loader of ``parameter``.
+
+    None for one that is whole on every rank.
+    """
+    if not isinstance(parameter, DTensor):
+        return None
     whole = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False)
     keep_loader(parameter, whole)
     return whole

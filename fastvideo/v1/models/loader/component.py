@@ -14,7 +14,6 @@ from fastvideo.v1.models.loader.adapter import read_adapter
 from fastvideo.v1.models.loader.repository import ModelRepository
 from fastvideo.v1.models.loader.weights import load_weights
 from fastvideo.v1.models.registry import resolve_model
-from fastvideo.v1.models.sharding import shard_blocks
 from fastvideo.v1.models.vaes.base import VideoAutoencoder
 
 _AUTO_PRECISION = {"cpu": torch.float32, "cuda": torch.bfloat16}
@@ -64,6 +63,8 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
     model_class = resolve_model(class_name)
     model = build_model(model_class, repository.read_json(f"{name}/config.json"), _home(name, model_class, args), dtype)
     if _is_shared_out(model_class, args):
+        from fastvideo.v1.models.sharding import shard_blocks  # FSDP takes seconds to import
+
         shard_blocks(model, get_replica_group(), device)
     elif model_class.block_lists and args.layer_offload:
         offload_blocks(model, device)
@@ -95,7 +96,9 @@ def build_model(model_class: type[Model], config: dict[str, Any], device: torch.
 
     def empty(name: str, parameter: nn.Parameter) -> torch.Tensor:
         kept = any(part in model.float32_modules for part in name.split("."))
-        return torch.empty_like(parameter, dtype=torch.float32 if kept else dtype, device=device)
+        # Not empty_like: of a meta tensor it works out the strides in Python, and imports sympy for it.
+        kind = torch.float32 if kept else dtype
+        return torch.empty_strided(parameter.shape, parameter.stride(), dtype=kind, device=device)
 
     model.place_parameters(empty)
     model.dtype = dtype

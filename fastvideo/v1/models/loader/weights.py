@@ -11,13 +11,11 @@ from typing import TypeAlias
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from fastvideo.v1.layers.low_rank import WeightDelta
 from fastvideo.v1.layers.weight_loading import load_parameter
 from fastvideo.v1.models.base import Model
 from fastvideo.v1.models.loader.repository import ModelRepository
-from fastvideo.v1.models.sharding import gathered_like, keep_part
 
 Target: TypeAlias = tuple[str, int]
 """A parameter's name and a part of it."""
@@ -65,8 +63,8 @@ def assign_weights(
             raise ValueError(f"{file}: key {key!r} is not of {type(model).__name__}")
         name, part = target
         parameter = parameters[name]
-        if isinstance(parameter, DTensor):
-            parameter = gathered.setdefault(name, gathered_like(parameter))
+        if model.weights_are_shared_out:
+            parameter = _whole(name, parameter, gathered)
         try:
             if deltas and target in deltas:
                 tensor = deltas[target].added_to(tensor, device)
@@ -75,7 +73,7 @@ def assign_weights(
             raise ValueError(f"{file}: {key}: {error}") from None
         missing[name].discard(part)
         if name in gathered and not missing[name]:
-            keep_part(parameters[name], gathered.pop(name))
+            _keep_part(parameters[name], gathered.pop(name))
     if count := sum(map(len, missing.values())):
         names = ", ".join(sorted(name for name, parts in missing.items() if parts)[:3])
         raise ValueError(f"{origin} lacks {count} weights of {type(model).__name__}: {names}, …")
@@ -114,6 +112,21 @@ def shard_files(repository: ModelRepository, folder: str) -> list[str]:
             f"{repository.root}/{folder} has {len(shards)} safetensors files and no index; one is expected"
         )
     return shards
+
+
+def _whole(name: str, parameter: nn.Parameter, gathered: dict[str, nn.Parameter]) -> nn.Parameter:
+    """What a tensor of the checkpoint is loaded into: ``parameter``, or what ``gathered`` holds in its stead."""
+    from fastvideo.v1.models.sharding import gathered_like  # FSDP takes seconds to import
+
+    if name not in gathered and (whole := gathered_like(parameter)) is not None:
+        gathered[name] = whole
+    return gathered.get(name, parameter)
+
+
+def _keep_part(parameter: nn.Parameter, whole: nn.Parameter) -> None:
+    from fastvideo.v1.models.sharding import keep_part
+
+    keep_part(parameter, whole)
 
 
 def _num_parts(model: Model, name: str) -> int:
