@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,21 @@ from fastvideo.data import EMBEDDED_MODEL, PROMPT_LISTS
 from fastvideo.v1.pipelines import registry
 
 pytest_plugins = ["tests.data_sets", "tests.s3_servers", "tests.wan_variants"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file go to one worker, which makes what they share once; slow ones first, so that all end together."""
+    num_slow: Counter[str] = Counter()
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(Path(__file__).parent))))
+        num_slow[_group(item)] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -num_slow[_group(item)])
+
+
+def _group(item: pytest.Item) -> str:
+    (mark,) = item.iter_markers("xdist_group")
+    return str(mark.args[0])
 
 
 @pytest.fixture(scope="session")

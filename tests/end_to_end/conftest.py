@@ -58,7 +58,7 @@ def fastvideo(environment: dict[str, str]) -> Iterator[FastVideo]:
         "--no-ui",
     ]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: answers(port), server, 60)
+    wait_for(lambda: answers(port), server, 180)
     yield FastVideo({**environment, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
     server.terminate()
     server.wait()

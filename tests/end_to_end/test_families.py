@@ -3,15 +3,19 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from fastvideo.data import EMBEDDED_MODEL
 from tests.end_to_end.commands import FastVideo
-from tests.end_to_end.outputs import count, made_more_than_once, objects, wait_until
+from tests.end_to_end.outputs import count, digests, made_more_than_once, objects, wait_until
 
 NUM_VIDEOS = 4
 WITH_IMAGES = ["wan21_i2v", "wan22_i2v", "wan22_ti2v"]
@@ -58,21 +62,42 @@ def distilled(tmp_path: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("model", ["tiny_hunyuan", "tiny_experts", "distilled", *WITH_IMAGES])
-def test_a_killed_run_of_a_family_goes_on(model: str, request, fastvideo: FastVideo, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    sampling = [word for name, value in request_of(model).items() for word in (f"--sampling.{name}", value)]
-    folder = request.getfixturevalue(model)
-    prompts = prompts_with_images(tmp_path) if model in WITH_IMAGES else "vbench"
-    arguments = ["dataset", "run", "--model", folder, "--prompts", prompts, "--limit", NUM_VIDEOS, *sampling]
-    command = fastvideo.start(*arguments, "--output", output)
-    wait_until(lambda: count(output, "denoise") >= 1, poll=0.001)
+@pytest.mark.parametrize("model", ["tiny_hunyuan", "tiny_experts", "distilled", "wan21_i2v", "wan22_ti2v"])
+def test_a_killed_run_of_a_family_goes_on(model: str, request, environment: dict[str, str], tmp_path: Path) -> None:
+    """All phases in one process: what is the flow's and torchrun's part does not differ between families."""
+    config = config_of(model, request.getfixturevalue(model), tmp_path)
+    words = [sys.executable, "-m", "tests.end_to_end.all_phases", json.dumps(config)]
+    killed = subprocess.run([*words, "killed"], env=environment, stdout=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    kept = objects(config["output"])
+    subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, check=True)
+    check_goes_on(config["output"], kept)
+
+
+def test_a_killed_command_goes_on_with_images_and_two_experts(
+    wan22_i2v: str, fastvideo: FastVideo, tmp_path: Path
+) -> None:
+    config = config_of("wan22_i2v", wan22_i2v, tmp_path)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    command = fastvideo.start("dataset", "run", "--config", tmp_path / "run.yaml")
+    wait_until(lambda: count(config["output"], "denoise") >= 1, poll=0.001)
     command.process.send_signal(signal.SIGKILL)
     command.finish()
-    kept = objects(output)
-    assert count(output, "decode") == 0, "killed too late to show anything"
-    fastvideo(*arguments, "--output", output)
-    now = objects(output)
-    assert kept.items() <= now.items()
+    kept = objects(config["output"])
+    fastvideo("dataset", "run", "--config", tmp_path / "run.yaml")
+    check_goes_on(config["output"], kept)
+
+
+def config_of(model: str, folder: str, place: Path) -> dict[str, Any]:
+    """A run of ``model``, with a picture for each prompt where it takes one."""
+    prompts = str(prompts_with_images(place)) if model in WITH_IMAGES else "vbench"
+    places = {"model": folder, "prompts": prompts, "output": str(place / "output")}
+    return {**places, "limit": NUM_VIDEOS, "sampling": request_of(model)}
+
+
+def check_goes_on(output: str, kept: dict[str, tuple[float, str]]) -> None:
+    assert not digests(kept, "decode"), "killed too late to show anything"
+    assert digests(kept, "denoise"), "it ended before it was killed"
+    assert kept.items() <= objects(output).items()
     assert count(output, "decode") == NUM_VIDEOS
     assert made_more_than_once(output) == []

@@ -35,7 +35,6 @@ def test_bad_rows_and_samples_stay_alone(fastvideo: FastVideo, tmp_path: Path) -
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--shard_sise", "4"], "'shard_sise' is no key of the config; did you mean 'shard_size'?"),
         (["--output", "{folder}/file/output"], "choose a writable place"),
         (["--model", "{folder}/no-model"], "no-model"),
     ],

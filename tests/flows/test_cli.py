@@ -13,6 +13,7 @@ from flows.cli import run
 from flows.dataset_commands import parse_keys
 from flows.generate_dataset import generate_dataset
 
+pytestmark = pytest.mark.xdist_group("prefect")  # one Prefect server for all flows
 ROOT = Path(__file__).parents[2]
 
 

@@ -13,7 +13,7 @@ from fastvideo.v1.worker.failures import Cause, JobFailure
 from flows.generate_dataset import RunIncomplete, generate_dataset, retry_failed
 from tasks.events import listening
 
-pytestmark = pytest.mark.usefixtures("prefect_harness")
+pytestmark = [pytest.mark.usefixtures("prefect_harness"), pytest.mark.xdist_group("prefect"), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The real thing on the embedded model: interrupted, killed, and then finished by the same command."""
+"""The real thing on the embedded model: interrupted, and then finished by the same command."""
 
 import json
 import os
@@ -45,12 +45,12 @@ class Command:
             assert self.process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
 
-    def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Sends a signal; the exit code and standard error, once none of its processes is left."""
+    def interrupt(self) -> tuple[int, str]:
+        """Sends what Ctrl-C does; the exit code and standard error, once none of its processes is left."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         assert len(children) >= 3, "a Prefect server, torchrun, a rank"
-        self.process.send_signal(number)
-        _, alive = psutil.wait_procs(children, timeout=15 if number is signal.SIGINT else 5)
+        self.process.send_signal(signal.SIGINT)
+        _, alive = psutil.wait_procs(children, timeout=15)
         assert not alive
         _, err = self.process.communicate(timeout=15)
         return self.process.returncode, err
@@ -60,20 +60,15 @@ def test_the_same_command_goes_on_where_it_was_stopped(tmp_path, write_prompts):
     output, prompts = tmp_path / "out", write_prompts(6)
     first = Command(output, prompts)
     first.wait_for("denoise", 2)
-    code, err = first.end(signal.SIGINT)
+    code, err = first.interrupt()
     assert code == 130 and err.splitlines()[-1] == "fastvideo: interrupted; the same command goes on from here"
 
     before = first.made("encode") | first.made("denoise")
     second = Command(output, prompts)
-    second.wait_for("decode", 1)
-    second.end(signal.SIGKILL)
-
-    before |= second.made("denoise") | second.made("decode")
-    third = Command(output, prompts)
-    out, err = third.process.communicate(timeout=120)
-    assert third.process.returncode == 0, err
+    out, err = second.process.communicate(timeout=120)
+    assert second.process.returncode == 0, err
     summary = json.loads(out)
     assert summary["phases"]["decode"]["done"] == summary["published"]["num_rows"] == 6
     assert summary["phases"]["denoise"]["unindexed"] == 0
-    after = third.made("encode") | third.made("denoise") | third.made("decode")
+    after = second.made("encode") | second.made("denoise")
     assert before.items() <= after.items(), "nothing that was committed was made again"

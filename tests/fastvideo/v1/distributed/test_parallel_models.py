@@ -1,4 +1,4 @@
-"""Every model in every layout of 2 and 4 processes against itself in one: float32, fresh weights and inputs."""
+"""Every model in layouts that share it among 2 and 4 processes, against itself in one: float32, all drawn anew."""
 
 from dataclasses import astuple
 from pathlib import Path
@@ -21,19 +21,21 @@ from fastvideo.v1.models.loader.component import build_model
 from fastvideo.v1.models.loader.weights import assign_weights
 from tests.fastvideo.v1.distributed.processes import TIMEOUT, run_processes
 
+pytestmark = pytest.mark.xdist_group("processes")  # which all of them share
+
 TOLERANCE = 1e-5  # max|a - b| / max|b|
-LAYOUTS = {
-    2: [ParallelLayout(tensor=2), ParallelLayout(ulysses=2), ParallelLayout(ring=2)],
-    4: [
-        ParallelLayout(tensor=4),
-        ParallelLayout(ulysses=4),
-        ParallelLayout(ring=4),
-        ParallelLayout(ulysses=2, ring=2),
-        ParallelLayout(ulysses=2, tensor=2),
-        ParallelLayout(ring=2, tensor=2),
-        ParallelLayout(cfg=2, ulysses=2),
-    ],
-}
+LAYOUTS = [
+    ParallelLayout(data=2, tensor=2),
+    ParallelLayout(data=2, ulysses=2),
+    ParallelLayout(data=2, ring=2),
+    ParallelLayout(tensor=4),
+    ParallelLayout(ulysses=4),
+    ParallelLayout(ring=4),
+    ParallelLayout(ulysses=2, ring=2),
+    ParallelLayout(ulysses=2, tensor=2),
+    ParallelLayout(ring=2, tensor=2),
+    ParallelLayout(cfg=2, ulysses=2),
+]
 WAN = dict(num_attention_heads=4, attention_head_dim=12, text_dim=20, freq_dim=24, ffn_dim=72, num_layers=2)
 HUNYUAN = dict(
     num_attention_heads=4,
@@ -129,10 +131,10 @@ def check_replicated_tokens() -> None:
     assert all(torch.equal(first, other) for other in others)
 
 
-def check_layouts(rank: int, path: Path, layouts: list[ParallelLayout]) -> None:
+def check_layouts(rank: int, path: Path) -> None:
     written = torch.load(path, weights_only=False)
     with torch.inference_mode():
-        for layout in layouts:
+        for layout in LAYOUTS:
             init_world(layout, "cpu", TIMEOUT)
             errors = check(rank, layout, written)
             check_replicated_tokens()
@@ -142,8 +144,7 @@ def check_layouts(rank: int, path: Path, layouts: list[ParallelLayout]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processes", sorted(LAYOUTS))
-def test_every_model_in_every_layout_agrees_with_one_process(num_processes, tmp_path):
+def test_every_model_in_every_layout_agrees_with_one_process(tmp_path):
     torch.manual_seed(seed := torch.seed() % 2**32)
     print(f"seed {seed}")
     written = {}
@@ -152,16 +153,16 @@ def test_every_model_in_every_layout_agrees_with_one_process(num_processes, tmp_
             model = random_model(model_class, config)
             written[name] = (model_class, config, checkpoint_of(model), inputs, output(model, inputs))
     torch.save(written, tmp_path / "cases.pt")
-    run_processes(num_processes, check_layouts, tmp_path / "cases.pt", LAYOUTS[num_processes])
+    run_processes(4, check_layouts, tmp_path / "cases.pt")
 
 
 def build_with_too_few_heads(rank: int) -> None:
     config = WAN | {"num_attention_heads": 3}
-    for layout, message in {
-        ParallelLayout(ulysses=2): "num_heads=3 must be divisible by the ulysses size 2 .* nearest: ulysses size 1",
-        ParallelLayout(tensor=2): "must be divisible by the tensor size 2 of layout .* ulysses=1 x tensor=2",
+    for axis, message in {
+        "ulysses": "num_heads=3 must be divisible by the ulysses size 2 .* nearest: ulysses size 1",
+        "tensor": "must be divisible by the tensor size 2 of layout .* ulysses=1 x tensor=2",
     }.items():
-        init_world(layout, "cpu", TIMEOUT)
+        init_world(ParallelLayout(**{"data": 2, axis: 2}), "cpu", TIMEOUT)
         with pytest.raises(ValueError, match=message):
             build_model(WanTransformer3DModel, config, torch.device("cpu"), torch.float32)
         close_world()
@@ -169,4 +170,4 @@ def build_with_too_few_heads(rank: int) -> None:
 
 @pytest.mark.slow
 def test_heads_that_do_not_divide_are_refused_with_the_nearest_size():
-    run_processes(2, build_with_too_few_heads)
+    run_processes(4, build_with_too_few_heads)

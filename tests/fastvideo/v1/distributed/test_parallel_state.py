@@ -13,6 +13,8 @@ from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.distributed.parallel_state import close_world, get_layout, init_world
 from tests.fastvideo.v1.distributed.processes import TIMEOUT, run_processes
 
+pytestmark = pytest.mark.xdist_group("processes")  # which all of them share
+
 GROUPS = {
     "data": parallel_state.get_data_group,
     "cfg": parallel_state.get_cfg_group,

@@ -21,6 +21,8 @@ from tests.fastvideo.v1.distributed.processes import TIMEOUT, run_processes
 from tests.fastvideo.v1.models.travelling_models import Case, call, draw_cases, draw_checkpoint, fill
 from tests.fastvideo.v1.models.vaes.test_row_bands import latents_of, random_vaes
 
+pytestmark = pytest.mark.xdist_group("processes")  # which all of them share
+
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 

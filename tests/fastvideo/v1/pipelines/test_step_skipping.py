@@ -19,6 +19,8 @@ from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.registry import build_pipeline
 from tests.fastvideo.v1.distributed.processes import TIMEOUT, run_processes
 
+pytestmark = pytest.mark.xdist_group("processes")  # which all of them share
+
 PROMPT = "a red circle moves left on a black background"
 # Of `fastvideo fit-step-skipping` for the embedded model, four prompts at 20 steps.
 COEFFICIENTS = (-6289.789995582375, 1456.0354815383323, -81.34627214888131, 4.0142330323111635, 0.010261210548011657)

@@ -6,15 +6,21 @@ import sys
 import time
 from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing.errors import record
-
 from fastvideo.v1.worker.failures import Preempted
 from fastvideo.v1.worker.process import die_with_parent
 
 
-@record
 def main() -> None:
     die_with_parent()
+    if not any(action.startswith("raise=") for action in sys.argv):
+        act()
+        return
+    from torch.distributed.elastic.multiprocessing.errors import record  # torch, which takes seconds to import
+
+    record(act)()
+
+
+def act() -> None:
     for action in sys.argv[1:]:
         name, _, value = action.partition("=")
         if name == "event":

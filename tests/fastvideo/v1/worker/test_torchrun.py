@@ -16,6 +16,8 @@ from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure
 from fastvideo.v1.worker.process import JOB_VARIABLE, marked_processes
 from fastvideo.v1.worker.torchrun import NodeSettings, launch, node_settings, parse_event
 
+pytestmark = pytest.mark.slow
+
 JOBS = Path(__file__).parent
 ENV = {"PYTHONPATH": os.pathsep.join([str(JOBS), *sys.path]), "OMP_NUM_THREADS": "1"}
 

@@ -1,5 +1,6 @@
 """When blocks run and when their residual stands in for them, in one process and in several."""
 
+import pytest
 import torch
 
 from fastvideo.v1.distributed.layout import ParallelLayout
@@ -8,6 +9,8 @@ from fastvideo.v1.forward_context import ForwardContext, set_forward_context
 from fastvideo.v1.models.dits.skip_rule import SkipRule
 from fastvideo.v1.models.dits.step_cache import StepCache
 from tests.fastvideo.v1.distributed.processes import TIMEOUT, run_processes
+
+pytestmark = pytest.mark.xdist_group("processes")  # which all of them share
 
 SAME = SkipRule(coefficients=(1.0, 0.0), first_steps=1, last_steps=1)  # estimates the distance itself
 STEPS = 6

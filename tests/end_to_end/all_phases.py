@@ -1,0 +1,41 @@
+"""A whole data-set run in one process: ``-m tests.end_to_end.all_phases CONFIG_JSON [killed]``.
+
+``killed`` once the first latents are there: by SIGKILL, while the next are made.
+"""
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from fastvideo.v1.dataset.config import parse_config
+from fastvideo.v1.dataset.planning import plan_run
+from fastvideo.v1.dataset.publish import publish
+from fastvideo.v1.dataset.shards import write_shards
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+from fastvideo.v1.worker import stage_job
+from fastvideo.v1.worker.gpu_worker import GPUWorker
+from fastvideo.v1.worker.phase_jobs import JobSettings
+
+
+def main(values: dict[str, Any], killed: bool) -> None:
+    config = parse_config(values)
+    for phase in ALL_PHASES:
+        plan = plan_run(config)
+        if killed and phase is Phase.DENOISE:
+            stage_job.emit = die_at_the_first_commit
+        for shard in write_shards(plan.run, plan.scan, config, 1):
+            if shard.phase is phase:
+                worker = GPUWorker(stage_job.engine_settings(plan.run, {"device": "cpu"}), [phase])
+                stage_job.run_stage_job(plan.run, phase, shard.path, worker, JobSettings())
+    publish(plan.run)
+
+
+def die_at_the_first_commit(event: str, **_: Any) -> None:
+    if event == "committed":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), "killed" in sys.argv[2:])
