@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fastvideo.v1.cli import add_commands
+from fastvideo.v1.shown_text import shown
 from flows.bench_command import add_bench_dataset
 from flows.dataset_commands import add_dataset_commands
 
@@ -60,7 +61,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _end(message: str, code: int) -> int:
-    print(f"fastvideo: {message}", file=sys.stderr)
+    print(f"fastvideo: {shown(message)}", file=sys.stderr)
     return code
 
 

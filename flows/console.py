@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fastvideo.v1.shown_text import shown
 from tasks.events import Event, Listener
 
 LINE_EVERY_SECONDS = 10.0
@@ -59,7 +60,7 @@ class _Counts:
 
     def say(self, line: str) -> None:
         """Prints a line."""
-        print(line, file=sys.stderr, flush=True)
+        print(shown(line), file=sys.stderr, flush=True)
 
     def show(self) -> None:
         """Shows the counts."""
@@ -79,7 +80,7 @@ class _Bars(_Counts):
         self._progress.start()
 
     def say(self, line: str) -> None:
-        self._progress.console.print(line, markup=False, highlight=False)
+        self._progress.console.print(shown(line), markup=False, highlight=False)
 
     def show(self) -> None:
         for phase, total in self.total.items():
@@ -106,7 +107,7 @@ def show_summary(summary: Mapping[str, Any]) -> None:
     """The end of a run."""
     show_status(summary)
     for shard in summary["failed_shards"]:
-        print(f"{shard['shard']} failed: {shard['cause']}: {shard['message']}")
+        print(shown(f"{shard['shard']} failed: {shard['cause']}: {shard['message']}"))
     if published := summary.get("published"):
         show_published(published)
     if summary["exit_code"] == 3:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import httpx
 
+from fastvideo.v1.shown_text import without_secrets
 from fastvideo.v1.worker.process import die_with_parent
 
-_START_SECONDS = 90.0
+_START_SECONDS = 300.0  # it takes 6, far more where all cores are at work; one that ends is noticed at once
 _POLL_SECONDS = 0.1
+_DELAYS = (1.0, 4.0)  # seconds before a configured server is asked again
 
 
 def quiet_prefect(debug: bool) -> None:
@@ -36,15 +38,32 @@ def quiet_prefect(debug: bool) -> None:
 def prefect_server() -> Iterator[str]:
     """The URL of the server that the user's environment or profile names, else of one started for the block.
 
-    Raises ``ValueError`` when it does not start.
+    Raises ``ValueError`` when it does not answer or does not start.
     """
     from prefect.settings import get_current_settings
 
     if configured := get_current_settings().api.url:
+        _check_answers(without_secrets(str(configured)), f"{configured}/health")
         yield str(configured)
         return
     with _started_server() as url:
         yield url
+
+
+def _check_answers(shown_url: str, health: str) -> None:
+    """Prefect itself would try for minutes, and then say little. Any answer will do: not every server has this page."""
+    for delay in (*_DELAYS, None):
+        try:
+            httpx.get(health, timeout=10.0)
+            return
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+        if delay is not None:
+            time.sleep(delay)
+    raise ValueError(
+        f"the Prefect server at {shown_url} does not answer ({reason}); start it, mend PREFECT_API_URL or the profile, "
+        "or leave it out and a private one serves"
+    )
 
 
 @contextmanager

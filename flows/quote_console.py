@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fastvideo.v1.shown_text import shown
 from flows.console import format_size, show_status
 
 
@@ -15,7 +16,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     if plan["rejected"]:
         print(f"{plan['rejected']} rows are kept out, among them:")
         for row in plan["rejected_rows"]:
-            print(f"  {row}")
+            print(shown(f"  {row}"))
     for line in plan["changes"]:
         print(line)
     for phase, layout in plan["layouts"].items():

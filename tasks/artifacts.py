@@ -18,6 +18,7 @@ from prefect.artifacts import (
 from fastvideo.v1.dataset.layout import CONTACT_SHEET
 from fastvideo.v1.dataset.publish import PublishReport
 from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.shown_text import shown
 from tasks.board import WaveBoard
 
 _LONGEST_TEXT = 300
@@ -67,4 +68,5 @@ def escape(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     cut = value if len(value) <= _LONGEST_TEXT else value[: _LONGEST_TEXT - 1] + "…"
-    return html.escape(cut).replace("|", "&#124;").replace("`", "&#96;").replace("[", "&#91;").replace("\n", " ")
+    cut = " ".join(shown(cut).split("\n"))
+    return html.escape(cut).replace("|", "&#124;").replace("`", "&#96;").replace("[", "&#91;")

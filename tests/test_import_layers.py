@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ["distributed", "layers", "attention", "models", "pipelines", "dataset", "worker", "entrypoints", "cli"]
 SIDE_BY_SIDE = {"entrypoints", "cli"}
-LEAVES = {"forward_context", "fastvideo_args", "sampling_params", "logger", "plugins"}
+LEAVES = {"forward_context", "fastvideo_args", "sampling_params", "logger", "plugins", "shown_text"}
 # Arithmetic without torch, in the folder of what it is about.
 LEAF_MODULES = ("fastvideo.v1.distributed.layout",)
 HEAVY = {"torch", "diffusers", "transformers"}
@@ -91,6 +91,7 @@ def test_flows_and_tasks_name_no_model_library():
         ("flows.cli", HEAVY | {"prefect", "pyarrow", "pydantic", "fsspec"}),
         ("fastvideo.v1.dataset.status", HEAVY | {"prefect"}),
         ("fastvideo", HEAVY),
+        ("fastvideo.v1.worker.stage_job", {"diffusers", "transformers", "sympy", "prefect"}),
     ],
 )
 def test_importing_stays_light(module, absent):

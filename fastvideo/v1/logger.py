@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 
+from fastvideo.v1.shown_text import shown
+
 _ROOT = "fastvideo"
 
 
@@ -16,12 +18,17 @@ class _RankFilter(logging.Filter):
         return rank == 0 or record.levelno > logging.INFO
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 def _configure_root() -> None:
     root = logging.getLogger(_ROOT)
     if root.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(rank)s%(name)s: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(rank)s%(name)s: %(message)s", "%H:%M:%S"))
     handler.addFilter(_RankFilter())
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -12,6 +12,7 @@ import yaml
 from fastvideo.v1.dataset.layout import CONTACT_SHEET
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.pipelines.phase import ALL_PHASES
+from fastvideo.v1.shown_text import printable
 
 _EXAMPLES = 8
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -58,8 +59,11 @@ def render_card(run: Run, totals: Totals, data_files: str, *, has_sheet: bool) -
         f"Devices: {_text(', '.join(sorted(totals.devices)) or 'not recorded')}.\n",
         "## Model\n",
         f"`{_code(run.model_path)}`\n",
-        _table(("Component", "Fingerprint"), [(name, f"`{value}`") for name, value in run.fingerprints.items()]),
-        _table(("Package", "Version"), list(run.versions.items())),
+        _table(
+            ("Component", "Fingerprint"),
+            [(_text(name), f"`{_code(value)}`") for name, value in run.fingerprints.items()],
+        ),
+        _table(("Package", "Version"), [(_text(name), _text(value)) for name, value in run.versions.items()]),
         "## Examples\n",
         "".join(f"- {_text(prompt)}\n" for prompt in totals.prompts),
     ]
@@ -106,9 +110,9 @@ def _table(head: tuple[str, ...], rows: list) -> str:
 
 def _text(value: str) -> str:
     """Plain text in Markdown, on one line."""
-    one_line = html.escape(" ".join(value.split()), quote=False)
+    one_line = html.escape(printable(" ".join(value.split())), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", one_line)
 
 
 def _code(value: str) -> str:
-    return " ".join(value.replace("`", "'").split())
+    return printable(" ".join(value.replace("`", "'").replace("|", "&#124;").split()))

@@ -11,7 +11,7 @@ from typing import Any
 from fastvideo.v1.dataset.ahead import map_ahead
 from fastvideo.v1.dataset.canonical import digest
 from fastvideo.v1.dataset.garbage import Estate, Garbage, Waste
-from fastvideo.v1.dataset.layout import RUNS, samples_dir, user_path, users_dir
+from fastvideo.v1.dataset.layout import RUNS, is_name, samples_dir, user_path, users_dir
 from fastvideo.v1.dataset.store import Store
 from fastvideo.v1.pipelines.phase import ALL_PHASES
 
@@ -83,7 +83,7 @@ def _stamp(outputs: Sequence[Store], ignored: Collection[str]) -> dict[tuple[str
         (output.uri(""), name): tuple(info.path for info in output.list(samples_dir(name)))
         for output in outputs
         for name in output.folders(RUNS)
-        if name not in ignored
+        if is_name(name) and name not in ignored
     }
 
 

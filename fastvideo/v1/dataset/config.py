@@ -12,6 +12,7 @@ from fastvideo.data import PROMPT_LISTS
 from fastvideo.v1.distributed.choice import Goal
 from fastvideo.v1.fastvideo_args import FastVideoArgs, setting
 from fastvideo.v1.sampling_params import SamplingOverrides
+from fastvideo.v1.shown_text import check_no_secrets, without_secrets
 
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 _PROMPTS = f"URI of the prompts (txt, jsonl, csv, parquet, Arrow) or a packaged list: {', '.join(PROMPT_LISTS)}"
@@ -65,6 +66,12 @@ class RunConfig:
     checkpoint_every: int = setting(10, "Denoising steps between saves of a long sample's state; 0 saves none", ge=0)
     rank_timeout: int = setting(600, "Seconds that GPUs of one sample wait for each other before the job ends", ge=1)
     job_timeout: int = setting(4 * 3600, "Seconds after which a job is killed and its shard retried", ge=1)
+
+    def __post_init__(self) -> None:
+        places = {name: getattr(self, name) for name in ("prompts", "output", "store")}
+        engine = ("model_path", "lora_path", "sliding_tile_strategy", "step_skip_rule")
+        for name, uri in (places | {f"engine.{name}": getattr(self.engine, name) for name in engine}).items():
+            check_no_secrets(name, uri)
 
 
 def load_config(uri: str) -> dict[str, Any]:
@@ -141,5 +148,8 @@ def _validate(values: dict[str, Any]) -> RunConfig:
         return TypeAdapter(RunConfig).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if isinstance(rule := first.get("ctx", {}).get("error"), ValueError):
+            raise ValueError(without_secrets(str(rule))) from None  # a section's own, which says it all
         key = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        value = without_secrets(repr(first["input"]))
+        raise ValueError(f"{key}={value}: {first['msg'][0].lower()}{first['msg'][1:]}") from None

@@ -14,6 +14,7 @@ from fastvideo.v1.dataset.scan import list_objects
 from fastvideo.v1.dataset.video import iter_frames
 from fastvideo.v1.logger import init_logger
 from fastvideo.v1.pipelines.phase import Phase
+from fastvideo.v1.shown_text import printable
 
 logger = init_logger(__name__)
 
@@ -23,6 +24,7 @@ _CELL_WIDTH = {2: 620, 3: 416}  # by columns: wide videos stand in two, others i
 _WIDE = 1.25
 _MARGIN, _GAP, _SEAM = 24, 24, 4
 _FONT_SIZE, _LINE_HEIGHT, _LINES = 15, 21, 2
+_LONGEST_TEXT = 500  # characters looked at, more than two lines hold
 _PAPER, _INK = (250, 250, 248), (40, 40, 44)
 
 
@@ -108,7 +110,7 @@ def _columns(width: int, height: int) -> int:
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """The text in lines that fit, the last cut with an ellipsis where there is more."""
     lines = [""]
-    for word in text.split():
+    for word in printable(text[:_LONGEST_TEXT]).split():
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer

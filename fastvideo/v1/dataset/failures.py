@@ -8,11 +8,13 @@ import pyarrow as pa
 from fastvideo.v1.dataset.layout import failed_dir, failed_path
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+from fastvideo.v1.shown_text import without_secrets
 
 
 def record_failure(run: Run, phase: Phase, id: str, error: str, traceback: str, attempts: int) -> None:
     """Notes that ``id`` failed on its own account ``attempts`` times; ``run`` passes over it from now on."""
-    record = {"id": id, "error": error, "traceback": traceback, "attempts": attempts, "time": time.time()}
+    texts = {"error": without_secrets(error), "traceback": without_secrets(traceback)}
+    record = {"id": id, **texts, "attempts": attempts, "time": time.time()}
     run.output.overwrite(failed_path(run.name, phase, id), json.dumps(record, indent=2).encode())
 
 

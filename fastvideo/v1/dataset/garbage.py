@@ -14,6 +14,7 @@ from fastvideo.v1.dataset.layout import (
     RUNS,
     failed_dir,
     image_id,
+    is_name,
     ledger_dir,
     object_id,
     run_path,
@@ -103,7 +104,7 @@ class Estate:
         yield from (Garbage(kind, store, info) for info in infos if not age or info.modified < self.before)
 
     def _broken_plans(self, output: Store) -> Iterator[Garbage]:
-        for name in output.folders(RUNS):
+        for name in filter(is_name, output.folders(RUNS)):
             if not output.exists(run_path(name)):
                 infos = output.list(f"{RUNS}/{name}")
                 if any(info.modified >= self.before for info in infos):

@@ -3,14 +3,16 @@
 import errno
 import io
 import struct
+import warnings
 from typing import Any
-from urllib.parse import urlsplit
 
 import fsspec
 import numpy as np
 from PIL import Image, ImageOps
 
+from fastvideo.v1.dataset.image_source import MAX_BYTES, check_source, open_options
 from fastvideo.v1.dataset.store_errors import StoreUnavailable, translate
+from fastvideo.v1.shown_text import without_secrets
 
 # What Pillow's decoders raise on bytes that are no image or a broken one, by its code and by fuzzing.
 _NOT_DECODABLE = (
@@ -18,6 +20,10 @@ _NOT_DECODABLE = (
     Image.DecompressionBombError,
 )  # fmt: skip
 _S3, _WEB = ("s3://", "s3a://"), ("http://", "https://")
+MAX_PIXELS = 2**26  # a quarter GiB while it is decoded
+# Pillow knows fifty kinds, some of which start other programs.
+_KINDS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of larger ones, which are refused here
 _EIGHTH = (1, 1)  # a size that asks a JPEG's decoder for the smallest scale it has, an eighth
 
 
@@ -25,21 +31,22 @@ class BadImage(ValueError):
     """An image that is not there, or that cannot be decoded."""
 
 
-def read_image(source: str) -> bytes:
-    """The bytes of the file at a path or any fsspec URI.
+def read_image(source: str, *, from_remote: bool = False) -> bytes:
+    """The bytes of the file at a path or a URI, 64 MiB at most.
 
-    Raises :class:`BadImage` if there is no such file or it cannot be read, ``StoreUnavailable`` if a disk or an S3
-    server fails, so that no image can be told. A web server is only its own images' affair.
+    ``from_remote`` says that prompts of another host name it: then it may not be a file of this one, nor lie on its
+    network. Raises :class:`BadImage` if there is no such file, it may not be read or cannot be, ``StoreUnavailable``
+    if a disk or an S3 server fails, so that no image can be told. A web server is only its own images' affair.
     """
     try:
-        if "@" in urlsplit(source).netloc:
-            raise BadImage("image is a URI with credentials in it; give them in the environment")
-        with fsspec.open(source, "rb") as file:
-            return file.read()
-    except BadImage:
-        raise
-    except (ValueError, ImportError) as error:  # no URI, a protocol that fsspec does not know or lacks a package for
-        raise BadImage(f"image {source!r} cannot be read: {error}") from None
+        check_source(source, from_remote)
+        with fsspec.open(source, "rb", **open_options(source, from_remote)) as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES / 2**20:g} MiB")
+        return data
+    except (ValueError, ImportError) as error:  # also: no URI, or one that fsspec lacks a package for
+        raise _bad(source, f"cannot be read: {error}") from None
     except _reading_errors(source) as error:
         raise _refusal(source, error) from error
 
@@ -59,15 +66,19 @@ def _reading_errors(source: str) -> tuple[type[Exception], ...]:
 
 def _refusal(source: str, error: Exception) -> Exception:
     if source.startswith(_WEB):
-        return BadImage(f"image {source!r} {_web_reason(error)}")
+        return _bad(source, _web_reason(error))
     translated = translate(error, source)
     if isinstance(translated, FileNotFoundError):
-        return BadImage(f"image {source!r} does not exist")
+        return _bad(source, "does not exist")
     is_too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
     if isinstance(translated, StoreUnavailable) and not is_too_long:
         return translated
     reason = error.strerror if isinstance(error, OSError) else None
-    return BadImage(f"image {source!r} cannot be read: {reason or translated}")
+    return _bad(source, f"cannot be read: {reason or translated}")
+
+
+def _bad(source: str, reason: str) -> BadImage:
+    return BadImage(without_secrets(f"image {source!r} {reason}"))
 
 
 def _web_reason(error: BaseException) -> str:
@@ -97,10 +108,16 @@ def decode_image(data: bytes) -> np.ndarray:
 
 def _decode(data: bytes, draft: bool) -> Any:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_KINDS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS / 1e6:.0f} million")
             if draft:
                 image.draft(None, _EIGHTH)
             return ImageOps.exif_transpose(image).convert("RGB")
     except _NOT_DECODABLE as error:
-        reason = "no kind of image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = (
+            f"no image of a kind we read: {', '.join(_KINDS)}"
+            if isinstance(error, Image.UnidentifiedImageError)
+            else error
+        )
         raise BadImage(f"image cannot be decoded ({len(data)} bytes): {reason}") from None

@@ -1,5 +1,7 @@
 """Where everything lies under an output and its store: the one place that spells paths."""
 
+import re
+
 from fastvideo.v1.pipelines.phase import Phase
 
 RUNS = "runs"
@@ -12,16 +14,29 @@ CONTACT_SHEET = "contact_sheet.png"
 
 _SUFFIX = {Phase.ENCODE: ".safetensors", Phase.DENOISE: ".safetensors", Phase.DECODE: ".mp4"}
 _STEP_SUFFIX = ".step.safetensors"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` is the name of one folder or file, whatever stands before and after it."""
+    return _NAME.fullmatch(text) is not None
+
+
+def checked(name: str) -> str:
+    """``name`` of a run, a key, an id or a digest; raises ``ValueError`` for one that could lead out of its folder."""
+    if not is_name(name):
+        raise ValueError(f"{name!r} is no name here; it must be of letters, digits, - and _, and 128 at most")
+    return name
 
 
 def phase_folder(phase: Phase, key: str) -> str:
     """The folder of one phase's objects under one key; below it the ``<aa>`` folders."""
-    return f"{phase}/{key}"
+    return f"{phase}/{checked(key)}"
 
 
 def object_path(phase: Phase, key: str, id: str) -> str:
     """The object of input (encode) or sample ``id``."""
-    return f"{phase}/{key}/{id[:2]}/{id}{_SUFFIX[phase]}"
+    return f"{phase}/{checked(key)}/{checked(id)[:2]}/{id}{_SUFFIX[phase]}"
 
 
 def object_id(phase: Phase, path: str) -> str | None:
@@ -50,7 +65,7 @@ def latents_path(key: str, id: str) -> str:
 
 def step_path(key: str, id: str) -> str:
     """State of a sample's denoising loop while it is under way; may be overwritten and never counts."""
-    return f"{Phase.DENOISE}/{key}/{id[:2]}/{id}{_STEP_SUFFIX}"
+    return f"{Phase.DENOISE}/{checked(key)}/{checked(id)[:2]}/{id}{_STEP_SUFFIX}"
 
 
 def video_path(key: str, id: str) -> str:
@@ -60,7 +75,7 @@ def video_path(key: str, id: str) -> str:
 
 def image_path(sha256: str) -> str:
     """The file of an image that samples start from, as it came: kept once, so that no run depends on its source."""
-    return f"{IMAGES}/{sha256[:2]}/{sha256}"
+    return f"{IMAGES}/{checked(sha256)[:2]}/{sha256}"
 
 
 def image_id(path: str) -> str | None:
@@ -76,52 +91,52 @@ def users_dir() -> str:
 
 def user_path(output_digest: str) -> str:
     """The file that names one output."""
-    return f"{users_dir()}/{output_digest}.json"
+    return f"{users_dir()}/{checked(output_digest)}.json"
 
 
 def run_path(run: str) -> str:
     """The frozen record of a run; its existence makes the run visible."""
-    return f"{RUNS}/{run}/run.json"
+    return f"{RUNS}/{checked(run)}/run.json"
 
 
 def samples_dir(run: str) -> str:
     """Parquet parts of the run's samples, in data-set order by name."""
-    return f"{RUNS}/{run}/samples"
+    return f"{RUNS}/{checked(run)}/samples"
 
 
 def requests_dir(run: str) -> str:
     """Parquet parts that say which samples were asked for more than once; the last by name wins."""
-    return f"{RUNS}/{run}/requests"
+    return f"{RUNS}/{checked(run)}/requests"
 
 
 def rejected_path(run: str, source_digest: str) -> str:
     """Rows of one prompt source that were kept out, one JSON line each."""
-    return f"{RUNS}/{run}/rejected/{source_digest}.jsonl"
+    return f"{RUNS}/{checked(run)}/rejected/{checked(source_digest)}.jsonl"
 
 
 def ledger_dir(run: str, phase: Phase) -> str:
     """Parquet files of finished objects, a few for each attempt."""
-    return f"{RUNS}/{run}/ledger/{phase}"
+    return f"{RUNS}/{checked(run)}/ledger/{phase}"
 
 
 def failed_dir(run: str, phase: Phase) -> str:
     """One JSON file for each sample that is out of tries."""
-    return f"{RUNS}/{run}/failed/{phase}"
+    return f"{RUNS}/{checked(run)}/failed/{phase}"
 
 
 def failed_path(run: str, phase: Phase, id: str) -> str:
     """The record of one failed sample (or input, for encode)."""
-    return f"{failed_dir(run, phase)}/{id}.json"
+    return f"{failed_dir(run, phase)}/{checked(id)}.json"
 
 
 def waves_dir(run: str) -> str:
     """A folder for each wave that is under way."""
-    return f"{RUNS}/{run}/waves"
+    return f"{RUNS}/{checked(run)}/waves"
 
 
 def wave_dir(run: str, wave: str) -> str:
     """The shards of one wave; gone when the wave is done."""
-    return f"{waves_dir(run)}/{wave}"
+    return f"{waves_dir(run)}/{checked(wave)}"
 
 
 def shard_path(run: str, wave: str, phase: Phase, index: int) -> str:

@@ -34,6 +34,7 @@ from fastvideo.v1.pipelines.describe import PipelineDescription
 from fastvideo.v1.pipelines.inputs import IMAGE_INPUT
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.sampling_params import CanvasRule
+from fastvideo.v1.shown_text import without_secrets
 
 logger = init_logger(__name__)
 
@@ -105,7 +106,7 @@ def _add_samples(
     log = SampleLog(run, write=write)
     planner = _Planner(run, description.canvas, log)
     rows = itertools.islice(read_prompts(config.prompts), config.limit)
-    for row, image in RowImages(run, description.image_use, write=write).look_up(rows):
+    for row, image in RowImages(run, description.image_use, config.prompts, write=write).look_up(rows):
         planner.take(row, image)
     log.flush()
     planner.check_any(config.prompts)
@@ -166,7 +167,7 @@ class _Planner:
             negative_prompt=negative,
             seed=seed,
             image=image,
-            image_source=row.image if isinstance(row.image, str) else None,
+            image_source=without_secrets(row.image) if isinstance(row.image, str) else None,
             **{name: overrides.get(name) for name in OVERRIDE_FIELDS},
         )
 
@@ -218,8 +219,14 @@ class _Planner:
         changed |= {id: 1 for id in itertools.filterfalse(lambda id: before[id] == 1, once)}
         if changed:
             table = pa.table([list(changed), list(changed.values())], schema=REQUESTS_SCHEMA)
-            name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
-            run.output.create(f"{requests_dir(run.name)}/{name}", to_parquet(table))
+            run.output.create(f"{requests_dir(run.name)}/{_last_name(run)}", to_parquet(table))
+
+
+def _last_name(run: Run) -> str:
+    """A name after all that are there, whatever the clocks of the hosts that gave them."""
+    names = (info.path.rpartition("/")[2] for info in run.output.list(requests_dir(run.name)))
+    number = max([time.time_ns(), *(int(name.partition("-")[0]) + 1 for name in names)])
+    return f"{number:020d}-{uuid.uuid4().hex[:8]}.parquet"
 
 
 def _canvas_error(canvas: CanvasRule, height: int, width: int, num_frames: int) -> str | None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastvideo.v1.shown_text import without_secrets
+
 _OVERRIDES: dict[str, tuple[str, type]] = {
     "height": ("height", int),
     "width": ("width", int),
@@ -18,6 +20,7 @@ _OVERRIDES: dict[str, tuple[str, type]] = {
 IMAGE = "image"
 COLUMNS = ("prompt", "negative_prompt", "seed", "repeats", IMAGE, *_OVERRIDES)
 _SHOWN_CHARACTERS = 200
+_LONGEST_TEXT = 100_000  # characters; no encoder reads more than a few thousand
 _LONGEST_PATH = 1024  # characters; S3 allows no longer key
 
 
@@ -50,7 +53,7 @@ def rejected(source: str, value: object, reason: str) -> RejectedRow:
     """A rejected row whose value is printable whatever it was."""
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
     text = text.encode("utf-8", "backslashreplace").decode()
-    return RejectedRow(source, text[:_SHOWN_CHARACTERS], reason)
+    return RejectedRow(source, without_secrets(text[:_SHOWN_CHARACTERS]), without_secrets(reason))
 
 
 def parse_row(values: Mapping[str, Any], source: str, folder: str = "") -> PromptRow | RejectedRow:
@@ -63,6 +66,8 @@ def parse_row(values: Mapping[str, Any], source: str, folder: str = "") -> Promp
         text = _text("prompt", prompt).strip()
         if not text:
             raise ValueError("empty prompt")
+        if len(text) > _LONGEST_TEXT:
+            raise ValueError(f"prompt of {len(text)} characters must have at most {_LONGEST_TEXT}")
         if len(values) == 1:
             return PromptRow(text, source)
         negative = values.get("negative_prompt")

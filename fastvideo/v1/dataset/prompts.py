@@ -1,7 +1,6 @@
 """Prompt rows from files of many kinds, streamed; a bad row is told apart and never stops the rest."""
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ logger = init_logger(__name__)
 
 Row = PromptRow | RejectedRow
 _COMPRESSION = (".gz", ".bz2", ".xz", ".zst")
+_LONGEST_LINE = 16 * 2**20  # bytes
+_LARGEST_GROUP = 8 * 2**30  # bytes; images may stand in a table
 _BATCH_ROWS = 4096
 _IMAGE_BATCH_ROWS = 64  # of rows that may hold the bytes of an image
 
@@ -94,13 +95,25 @@ def _open(uri: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
 def _decoded_lines(uri: str) -> Iterator[tuple[str, str | None, bytes]]:
     """Source, text (None if not UTF-8) and bytes of each line."""
     with _open(uri) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file, uri), 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             try:
                 text: str | None = line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
                 text = None
             yield f"{uri}:{number}", text, line
+
+
+def _lines(file: BinaryIO, uri: str) -> Iterator[bytes]:
+    """The lines, each of a bounded length: a few bytes of a compressed file may unpack to one of terabytes."""
+    number = 0
+    while line := file.readline(_LONGEST_LINE + 1):
+        number += 1
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(
+                f"prompts {uri}:{number}: a line of over {_LONGEST_LINE / 2**20:g} MiB; is it a text file?"
+            )
+        yield line
 
 
 def _read_txt(uri: str) -> Iterator[Row]:
@@ -128,7 +141,8 @@ def _read_jsonl(uri: str) -> Iterator[Row]:
 
 def _read_csv(uri: str) -> Iterator[Row]:
     with _open(uri) as file:
-        reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""), strict=True)
+        texts = (line.decode("utf-8", "surrogateescape").removeprefix("\ufeff") for line in _lines(file, uri))
+        reader = csv.reader(texts, strict=True)
         columns, folder = next(reader, []), _folder(uri)
         _ColumnCheck(uri).require_prompt(columns)
         while True:
@@ -150,11 +164,22 @@ def _read_csv(uri: str) -> Iterator[Row]:
 def _read_parquet(uri: str) -> Iterator[Row]:
     with _open(uri, compression=None) as file:
         table = pq.ParquetFile(file)
+        _check_sizes(table.metadata, uri)
         names = table.schema_arrow.names
         _ColumnCheck(uri).require_prompt(names)
         columns = [name for name in names if name in COLUMNS]
         batches = table.iter_batches(_batch_rows(table.schema_arrow), columns=columns)
         yield from _table_rows(batches, uri)
+
+
+def _check_sizes(metadata: pq.FileMetaData, uri: str) -> None:
+    """Raises ``ValueError`` if a group of rows, which is unpacked whole, says that it is of no prompts' size."""
+    largest = max((metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)), default=0)
+    if largest > _LARGEST_GROUP:
+        raise ValueError(
+            f"prompts {uri!r}: a row group unpacks to {largest / 2**30:.1f} GiB, over {_LARGEST_GROUP / 2**30:g}; "
+            "write it with smaller row groups"
+        )
 
 
 def _read_arrow(uri: str) -> Iterator[Row]:

@@ -106,7 +106,7 @@ def _image_paths(run: Run, digests: pa.Array) -> pa.Array:
 
 
 def _paths(run: Run, phase: Phase, ids: pa.Array, objects: Mapping[Phase, pa.Table]) -> pa.Array:
-    folder, _, suffix = object_path(phase, run.keys[phase], "aa?").partition("/aa/aa?")
+    folder, _, suffix = object_path(phase, run.keys[phase], "aa0").partition("/aa/aa0")
     start = f"{run.objects.uri(folder) if run.store_uri else folder}/"
     paths = pc.binary_join_element_wise(start, pc.utf8_slice_codeunits(ids, 0, 2), "/", ids, suffix, "")
     exists = pc.is_in(ids, objects[phase]["id"].combine_chunks())

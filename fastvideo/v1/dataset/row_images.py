@@ -8,11 +8,13 @@ from functools import cached_property, lru_cache
 from threading import Lock
 
 from fastvideo.v1.dataset.image_file import BadImage, check_image, read_image
+from fastvideo.v1.dataset.image_source import is_remote
 from fastvideo.v1.dataset.layout import image_path
 from fastvideo.v1.dataset.prompt_row import PromptRow, RejectedRow, rejected
 from fastvideo.v1.dataset.run import Run, list_runs
 from fastvideo.v1.dataset.state_file import DamagedObject
 from fastvideo.v1.pipelines.inputs import ImageUse
+from fastvideo.v1.shown_text import without_secrets
 
 _THREADS = 8
 _ROWS_AHEAD = 32  # at most so many images are in memory at once
@@ -26,10 +28,11 @@ Row = PromptRow | RejectedRow
 
 
 class RowImages:
-    """Reads, checks and keeps the images of rows; without ``write`` it keeps none."""
+    """Reads, checks and keeps the images of the rows of ``prompts``; without ``write`` it keeps none."""
 
-    def __init__(self, run: Run, use: ImageUse, *, write: bool) -> None:
+    def __init__(self, run: Run, use: ImageUse, prompts: str, *, write: bool) -> None:
         self._run, self._use, self._write = run, use, write
+        self._from_remote = is_remote(prompts)
         self._listing = Lock()  # from Python 3.12 on a cached property alone lets every thread list by itself
         self._take_file = lru_cache(_REMEMBERED)(self._take_file_anew)
 
@@ -61,10 +64,10 @@ class RowImages:
 
     def _take_file_anew(self, source: str) -> str:
         try:
-            data = read_image(source)
+            data = read_image(source, from_remote=self._from_remote)
         except BadImage:
             with self._listing:
-                kept = self._kept.get(source)
+                kept = self._kept.get(without_secrets(source))
             if kept is None or not self._run.objects.exists(image_path(kept)):
                 raise
             return kept

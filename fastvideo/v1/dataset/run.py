@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from fastvideo.v1.dataset.config import VideoConfig
-from fastvideo.v1.dataset.layout import RUNS, run_path
+from fastvideo.v1.dataset.layout import RUNS, is_name, run_path
 from fastvideo.v1.dataset.sample import Sample
 from fastvideo.v1.dataset.samples import iter_batches, read_requests, to_samples
 from fastvideo.v1.dataset.store import Store
@@ -83,12 +83,21 @@ def _stored_values(run: Run) -> dict[str, Any]:
     return values | {"sampling": asdict(run.sampling), "video": asdict(run.video)}
 
 
+def _read(output: Store, name: str) -> Run:
+    run = Run.from_json(output.read(run_path(name)), output)
+    if run.name != name:
+        raise ValueError(
+            f"{output.uri(run_path(name))} says that it is run {run.name!r}; put its own back, or remove it"
+        )
+    return run
+
+
 def list_runs(output: Store) -> list[Run]:
     """All runs of an output, oldest first."""
     runs = []
-    for name in output.folders(RUNS):
+    for name in filter(is_name, output.folders(RUNS)):
         try:
-            runs.append(Run.from_json(output.read(run_path(name)), output))
+            runs.append(_read(output, name))
         except FileNotFoundError:
             continue  # still being planned
     return sorted(runs, key=lambda run: (run.created, run.name))
@@ -99,7 +108,7 @@ def open_run(output: str | Store, name: str | None = None) -> Run:
     store = Store(output) if isinstance(output, str) else output
     if name is not None:
         try:
-            return Run.from_json(store.read(run_path(name)), store)
+            return _read(store, name)
         except FileNotFoundError:
             names = ", ".join(run.name for run in list_runs(store)) or "none"
             raise ValueError(f"run {name!r} is not in {store.uri('')}; there are: {names}") from None

@@ -44,7 +44,7 @@ def verify_state(data: bytes, name: str) -> dict[str, Any]:
         entries, body = _split(data)
         state = json.loads(entries.pop("__metadata__")[_STATE])
         scalars, expected = state["scalars"], state["digest"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedObject(f"{name}: cut short or no state file of ours ({len(data)} bytes)") from error
     if _digest(entries, scalars, body) != expected:
         raise DamagedObject(f"{name}: its content does not match its digest ({len(data)} bytes)")

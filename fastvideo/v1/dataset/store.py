@@ -11,13 +11,13 @@ from datetime import datetime
 from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 from fsspec.core import url_to_fs
 
 from fastvideo.v1.dataset import local_files
 from fastvideo.v1.dataset.layout import DAMAGED, PROBES
 from fastvideo.v1.dataset.store_errors import StoreMisconfigured, StoreUnavailable, exists_already, translate
+from fastvideo.v1.shown_text import without_secrets
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 60.0
@@ -57,7 +57,7 @@ class Store:
     """
 
     def __init__(self, uri: str, patience: float = PATIENCE_SECONDS) -> None:
-        if "@" in urlsplit(uri).netloc:
+        if without_secrets(uri) != uri:
             raise StoreMisconfigured("a store's URI must not hold credentials; give them in the environment (AWS_...)")
         is_s3 = uri.startswith(("s3://", "s3a://"))
         self._fs, self._root = url_to_fs(uri, **(_S3_OPTIONS if is_s3 else {}))
@@ -223,6 +223,8 @@ class Store:
         return "s3" in _protocols(self._fs)
 
     def _full(self, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"path {path!r} leads out of {self._root}; paths of a store lie within it")
         return f"{self._root}/{path}" if path else self._root
 
     def _create(self, path: str, operation: Callable[[], object]) -> bool:

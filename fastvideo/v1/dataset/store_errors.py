@@ -1,6 +1,7 @@
 """Every store's way of failing, folded into three answers: exists, unavailable, misconfigured."""
 
 import errno
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -15,8 +16,10 @@ class StoreMisconfigured(ValueError):
 _NO_BUCKET = {"NoSuchBucket", "InvalidBucketName"}
 _NO_ACCESS = {
     "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
-    "AuthorizationHeaderMalformed", "RequestTimeTooSkewed", "TokenRefreshRequired", "403", "Forbidden",
+    "AuthorizationHeaderMalformed", "TokenRefreshRequired", "403", "Forbidden",
 }  # fmt: skip
+_WRONG_CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _EXISTS = {"PreconditionFailed", "412"}
 _LOCAL_MISCONFIGURED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.ENOTDIR, errno.EISDIR}
@@ -34,6 +37,10 @@ def translate(error: Exception, where: str) -> Exception:
         return StoreMisconfigured(f"{where}: the bucket does not exist; create it or mend the URI")
     if code in _MISSING or (code is None and isinstance(error, FileNotFoundError)):
         return FileNotFoundError(errno.ENOENT, "no such object", where)
+    if code in _WRONG_CLOCK:
+        return StoreMisconfigured(
+            f"{where}: this host's clock is too far from the server's ({code}), here it is {_now()}; set the clock"
+        )
     if code in _NO_ACCESS or type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:
         return StoreMisconfigured(
             f"{where}: access refused ({code or 'no credentials found'}); "
@@ -43,8 +50,14 @@ def translate(error: Exception, where: str) -> Exception:
         return StoreMisconfigured(f"{where}: the server refused the request ({code})")
     if code is None and isinstance(error, OSError) and error.errno in _LOCAL_MISCONFIGURED:
         return StoreMisconfigured(f"{where}: {error.strerror or error}; choose a writable place with hard links")
+    if code is None and isinstance(error, OSError) and error.errno in _FULL:
+        return StoreUnavailable(f"{where}: the disk is full ({error.strerror}); make room, what is made so far is kept")
     reason = code or (error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__)
     return StoreUnavailable(f"{where}: the store is unavailable ({reason})")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _s3_code(error: BaseException) -> str | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from fastvideo.v1.shown_text import shown
+
 EXIT_PREEMPTED = 75
 """The exit code of a rank that was :class:`Preempted`, and of its job: ``EX_TEMPFAIL``, try again."""
 
@@ -74,7 +76,7 @@ def classify(error_file: Path, returncode: int, tail: Sequence[str] = ()) -> Job
         message = f"{_ending(returncode)} and left no error file"
         said = f"; it last said: {_first_line(tail[-1])}" if tail else ""
         return JobFailure(Cause.INFRASTRUCTURE, message + said, details)
-    message, traceback = error
+    message, traceback = map(shown, error)
     return JobFailure(_cause(message), _first_line(message), "\n".join(traceback.splitlines()[-_DETAIL_LINES:]))
 
 

@@ -21,6 +21,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fastvideo.v1.dataset.failures import record_failure
+from fastvideo.v1.dataset.fingerprint import check_weights
 from fastvideo.v1.dataset.keys import result_settings
 from fastvideo.v1.dataset.ledger import LedgerWriter
 from fastvideo.v1.dataset.run import Run, open_run
@@ -193,6 +194,7 @@ def run_stage_job(run: Run, phase: Phase, shard: str, worker: GPUWorker, setting
     data = get_data_group()
     groups = job.groups(read_shard(run, shard))[data.rank :: data.size]
     worker.load()
+    check_weights(run, worker.pipeline.components(phase))
     emit("loaded", phase=phase, device=str(device), seconds=round(time.monotonic() - started, 3))
     with LedgerWriter(run, phase) as ledger:
         stage = StageJob(job, ledger)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from fastvideo.v1.shown_text import shown
 from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure, classify
 from fastvideo.v1.worker.process import JOB_VARIABLE, StopWatch, kill_job
 
@@ -194,7 +195,7 @@ class _Output:
     def _pump(self, stream: IO[bytes]) -> None:
         with stream:
             for line in stream:
-                self._lines.put(line.decode(errors="replace").rstrip())
+                self._lines.put(shown(line.decode(errors="replace").rstrip()))
 
     def hand_on(self, wait: float) -> None:
         """Hands on what has come, waiting up to ``wait`` seconds for a first line."""

@@ -117,7 +117,7 @@ def load_tokenizer(repository: ModelRepository, name: str) -> Any:
     generic = "tokenizer.json" in files and kind.startswith(("Llama", "PreTrained", "TokenizersBackend"))
     tokenizer_class = PreTrainedTokenizerFast if generic else AutoTokenizer
     with repository.local(*(f"{name}/{file}" for file in files)) as paths:
-        return tokenizer_class.from_pretrained(str(paths[0].parent), local_files_only=True)
+        return tokenizer_class.from_pretrained(str(paths[0].parent), local_files_only=True, trust_remote_code=False)
 
 
 def load_image_processor(repository: ModelRepository, name: str) -> Any:

@@ -37,6 +37,7 @@ from fastvideo.v1.worker.torchrun import launch
 
 pytestmark = pytest.mark.slow
 
+STAGE_JOB = "fastvideo.v1.worker.stage_job"
 ENV = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": "1"}
 PROMPTS = ["a red circle moves left", "white star grows, navy background", "a cyan ball rises on gray"]
 DATA = {"num_gpus": 2}

@@ -1,0 +1,78 @@
+"""What breaks under a run, each told in one line that says what to do."""
+
+import errno
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError
+
+from fastvideo.v1.dataset import local_files
+from fastvideo.v1.dataset.fingerprint import check_weights
+from fastvideo.v1.dataset.planning import plan_run
+from fastvideo.v1.dataset.samples import read_requests
+from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.dataset.store_errors import StoreMisconfigured, StoreUnavailable, translate
+from flows.local_server import prefect_server
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("moment", ["write", "fsync"])
+def test_a_full_disk_says_so_and_keeps_no_half_object(number, moment, tmp_path, monkeypatch):
+    store = Store(str(tmp_path), patience=0)
+    store.create("a/whole", b"whole")
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    if moment == "fsync":
+        monkeypatch.setattr(local_files.os, "fsync", fail)
+    else:
+        (tmp_path / "large").write_bytes(b"x")
+        monkeypatch.setattr("fastvideo.v1.dataset.store._copy", fail)
+    with pytest.raises(StoreUnavailable, match=r"the disk is full .*; make room"):
+        store.create_from_file("a/half", str(tmp_path / "large")) if moment == "write" else store.create("a/half", b"")
+    monkeypatch.undo()
+    assert os.listdir(tmp_path / "a") == ["whole"]
+
+
+@pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "RequestExpired"])
+def test_a_clock_that_is_off_is_not_called_a_wrong_key(code):
+    error = translate(ClientError({"Error": {"Code": code}}, "PutObject"), "s3://bucket/x")
+    assert isinstance(error, StoreMisconfigured)
+    assert str(error).startswith("s3://bucket/x: this host's clock") and "AWS_" not in str(error)
+
+
+def test_the_last_count_of_requests_is_that_of_the_last_plan_whatever_the_clock(make_config, monkeypatch):
+    row = '{"prompt": "a red ball"}'
+    run = plan_run(make_config(row, row)).run
+    an_hour_behind = time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr("fastvideo.v1.dataset.planning.time.time_ns", lambda: an_hour_behind)
+    plan_run(make_config(row, row, row))
+    assert list(read_requests(run.output, run.name).values()) == [3]
+
+
+def test_a_prefect_server_that_does_not_answer_is_one_line(monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setattr("flows.local_server._DELAYS", (0.0,))
+    message = r"the Prefect server at http://\*\*\*@127.0.0.1:9/api does not answer .*; start it"
+    settings = {PREFECT_API_URL: "http://me:secret@127.0.0.1:9/api"}
+    with temporary_settings(settings), pytest.raises(ValueError, match=message), prefect_server():
+        pass
+
+
+def test_weights_that_changed_after_the_plan_make_nothing(make_config, tiny_wan, tmp_path):
+    model = Path(shutil.copytree(tiny_wan, tmp_path / "model"))
+    run = plan_run(make_config('{"prompt": "a red ball"}', model=str(model), sampling={"height": 32, "width": 32})).run
+    check_weights(run, ["text_encoder", "tokenizer", "transformer"])
+    weights = next((model / "transformer").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    check_weights(run, ["text_encoder", "tokenizer"])
+    with pytest.raises(ValueError, match=r"model/transformer has changed since run .* was planned") as error:
+        check_weights(run, ["transformer"])
+    assert "\n" not in str(error.value)
