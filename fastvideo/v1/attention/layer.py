@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastvideo.v1.attention.backends.abstract import AttentionBackend, _Backend
+from fastvideo.v1.attention.patterns import AttentionPattern
 from fastvideo.v1.attention.ring import ring_attention
 from fastvideo.v1.attention.selector import requested_backend, select_backend
 from fastvideo.v1.distributed.communication import all_gather, all_to_all, broadcast
@@ -53,12 +54,23 @@ class LocalAttention(nn.Module):
     def _heads_at_work(self) -> int:
         return self.num_heads
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """``[b, s, n, d]``, ``[b, s_k, n_k, d]``, ``[b, s_k, n_k, d]`` to ``[b, s, n, d]``."""
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern | None = None
+    ) -> torch.Tensor:
+        """``[b, s, n, d]``, ``[b, s_k, n_k, d]``, ``[b, s_k, n_k, d]`` to ``[b, s, n, d]``.
+
+        With a ``pattern`` a query sees some keys only. Raises ``ValueError`` for one in a causal layer, or over an
+        approximate backend.
+        """
         if self.backend is None:
             self.select(query.device, query.dtype, requested_backend())
         assert self.backend is not None
-        return self.backend.forward(query, key, value)
+        if pattern is None:
+            return self.backend.forward(query, key, value)
+        if self.causal or not self.backend.exact:
+            why = "causal attention" if self.causal else f"{type(self.backend).__name__} is approximate and"
+            raise ValueError(f"{why} has no patterns; leave out {pattern}")
+        return pattern.attend(self.backend, query, key, value)
 
 
 class DistributedAttention(LocalAttention):
@@ -86,22 +98,31 @@ class DistributedAttention(LocalAttention):
         if causal and self._ring.size > 1:
             raise ValueError(f"causal attention cannot go by a ring of {self._ring.size}; set ring_size to 1")
 
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenShards | None = None
+    def forward(  # type: ignore[override]
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        tokens: TokenShards | None = None,
+        pattern: AttentionPattern | None = None,
     ) -> torch.Tensor:
-        """``[b, s / sp, n, d]`` each, to ``[b, s / sp, n, d]``.
+        """``[b, s / sp, n, d]`` each, to ``[b, s / sp, n, d]``; a ``pattern`` is one of the whole sequence.
 
         ``tokens`` says how the sequence lies on the ranks where their parts are filled up, or have tokens after them
         that all ranks hold; without it every rank's are tokens of its own.
         """
         num_ranks = self._ulysses.size * self._ring.size
         if num_ranks == 1:
-            return super().forward(query, key, value)
+            return super().forward(query, key, value, pattern)
+        if pattern is not None and self._ring.size > 1:
+            raise ValueError(f"{pattern} cannot go by a ring of {self._ring.size}; set ring_size to 1")
         tokens = tokens or TokenShards(num_ranks * query.shape[1])
         part_size = query.shape[1] - tokens.num_replicated
         parts, replicated = zip(*(self._with_fewer_heads(x, part_size) for x in (query, key, value)), strict=True)
-        attend = self._attend if self._ring.size == 1 else self._attend_by_ring
-        out, replicated_out = attend(parts, replicated, tokens)
+        if self._ring.size == 1:
+            out, replicated_out = self._attend(parts, replicated, tokens, pattern)
+        else:
+            out, replicated_out = self._attend_by_ring(parts, replicated, tokens)
         out = all_to_all(out, scatter_dim=1, gather_dim=2, group=self._ulysses)
         if not tokens.num_replicated:
             return out
@@ -122,7 +143,11 @@ class DistributedAttention(LocalAttention):
         return part, self._ulysses.shard(replicated, dim=2)
 
     def _attend(
-        self, parts: Sequence[torch.Tensor], replicated: Sequence[torch.Tensor], tokens: TokenShards
+        self,
+        parts: Sequence[torch.Tensor],
+        replicated: Sequence[torch.Tensor],
+        tokens: TokenShards,
+        pattern: AttentionPattern | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention among the whole sequence in its own order, so that any backend can serve."""
         places = tokens.places(0, self._ulysses.size, parts[0].device)
@@ -131,7 +156,7 @@ class DistributedAttention(LocalAttention):
         query, key, value = (
             torch.cat((part[:, places], rest), dim=1) for part, rest in zip(parts, replicated, strict=True)
         )
-        found = super().forward(query, key, value)
+        found = super().forward(query, key, value, pattern)
         found, replicated_out = found.split([found.shape[1] - tokens.num_replicated, tokens.num_replicated], dim=1)
         out = torch.zeros_like(parts[0])
         out[:, places] = found
