@@ -152,7 +152,8 @@ class DistributedAttention(LocalAttention):
         """Attention among the whole sequence in its own order, so that any backend can serve."""
         places = tokens.places(0, self._ulysses.size, parts[0].device)
         if isinstance(places, slice) and places.stop == parts[0].shape[1] and not tokens.num_replicated:
-            return super().forward(*parts), replicated[0]
+            query, key, value = parts
+            return super().forward(query, key, value, pattern), replicated[0]
         query, key, value = (
             torch.cat((part[:, places], rest), dim=1) for part, rest in zip(parts, replicated, strict=True)
         )

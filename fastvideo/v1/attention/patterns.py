@@ -59,10 +59,14 @@ class GlobalLocal(AttentionPattern):
         for start in range(first, num_tokens, QUERIES):
             end = min(start + QUERIES, num_tokens)
             low, high = max(start - self.window, first), min(end + self.window, num_tokens)
-            near = (torch.cat((x[:, :first], x[:, low:high]), dim=1).transpose(1, 2) for x in (key, value))
+            near_key, near_value = (
+                torch.cat((x[:, :first], x[:, low:high]), dim=1).transpose(1, 2) for x in (key, value)
+            )
             mask = _window_mask(first, self.window, start - low, end - start, high - low, query.device)
             part = query[:, start:end].transpose(1, 2)
-            out = F.scaled_dot_product_attention(part, *near, attn_mask=mask, scale=backend.softmax_scale)
+            out = F.scaled_dot_product_attention(
+                part, near_key, near_value, attn_mask=mask, scale=backend.softmax_scale
+            )
             parts.append(out.transpose(1, 2))
         return torch.cat(parts, dim=1)
 

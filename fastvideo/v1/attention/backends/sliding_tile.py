@@ -4,6 +4,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from fastvideo.v1.attention.backends.abstract import AttentionBackend
 from fastvideo.v1.attention.backends.flash_attn import FlashAttentionBackend, installed_version
@@ -12,6 +13,8 @@ from fastvideo.v1.attention.sliding_tiles import BLOCK, Size3, TileLayout, block
 from fastvideo.v1.attention.strategy import TileStrategy
 from fastvideo.v1.distributed.parallel_state import get_tp_group, get_ulysses_group
 from fastvideo.v1.forward_context import get_forward_context
+
+SCORES_AT_ONCE = 2**28  # of uncompiled FlexAttention, which materialises them: 1 GiB in float32
 
 
 class SlidingTileBackend(AttentionBackend):
@@ -147,11 +150,31 @@ def flex_blocks(
     windows: tuple[Size3, ...],
     softmax_scale: float,
 ) -> torch.Tensor:
-    """The same by FlexAttention."""
+    """The same by FlexAttention; on a CPU, where it would hold all scores, long sequences a block of queries a time."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    if not query.is_cuda and query[..., 0].numel() * key.shape[2] > SCORES_AT_ONCE:
+        return _by_query_blocks(query, key, value, layout, windows, softmax_scale).transpose(1, 2)
     mask = _flex_mask(layout, windows)
     out = _flex(query.device.type)(query, key, value, block_mask=mask, scale=softmax_scale)
     return out.transpose(1, 2)
+
+
+def _by_query_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: TileLayout,
+    windows: tuple[Size3, ...],
+    softmax_scale: float,
+) -> torch.Tensor:
+    """``[b, n, p, d]`` each, to the same: at most one block's mask ``[n, p]`` and no scores are held."""
+    by_head = [blocks_seen(layout, window) for window in windows]
+    outs = []
+    for index, queries in enumerate(query.split(BLOCK, dim=2)):
+        blocks = torch.stack([seen[index] for seen in by_head])
+        mask = blocks.repeat_interleave(BLOCK, dim=1)[:, : len(layout.is_real)] & layout.is_real
+        outs.append(F.scaled_dot_product_attention(queries, key, value, attn_mask=mask[:, None], scale=softmax_scale))
+    return torch.cat(outs, dim=2)
 
 
 @lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastvideo.v1.attention import DistributedAttention, _Backend
+from fastvideo.v1.attention.backends import sliding_tile
 from fastvideo.v1.attention.backends.sliding_tile import sliding_tile_attention
 from fastvideo.v1.attention.layer import select_attention_backends
 from fastvideo.v1.attention.sliding_tiles import TILE, density, tile_layout, tiles_seen
@@ -47,8 +48,10 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("scores_at_once", [sliding_tile.SCORES_AT_ONCE, 0], ids=["all at once", "block by block"])
 @pytest.mark.parametrize(("grid", "num_text", "windows"), CASES)
-def test_matches_dense_attention_under_the_mask(grid, num_text, windows):
+def test_matches_dense_attention_under_the_mask(monkeypatch, grid, num_text, windows, scores_at_once):
+    monkeypatch.setattr(sliding_tile, "SCORES_AT_ONCE", scores_at_once)
     tokens = grid[0] * grid[1] * grid[2] + num_text
     query, key, value = (torch.randn(2, tokens, len(windows), 16) for _ in range(3))
     out = sliding_tile_attention(query, key, value, tile_layout(grid, num_text, CPU), tuple(windows), 16**-0.5)
