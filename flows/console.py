@@ -110,6 +110,8 @@ def show_summary(summary: Mapping[str, Any]) -> None:
         print(shown(f"{shard['shard']} failed: {shard['cause']}: {shard['message']}"))
     if published := summary.get("published"):
         show_published(published)
+    if summary["over_budget"]:
+        print("a wave was over its error_budget, and no other was begun")
     if summary["exit_code"] == 3:
         print("samples are missing; the same command goes on from here")
     if summary["exit_code"] == 2:

@@ -1,16 +1,23 @@
 """From prompts to a video data set: plan, wave after wave, publish."""
 
+import uuid
 from typing import Any
 
 from prefect import flow
+from prefect.flow_runs import suspend_flow_run
+from prefect.runtime import deployment, flow_run
 
 from fastvideo.v1.dataset.config import RunConfig
-from flows.run_wave import run_wave
-from tasks.events import report
-from tasks.plan import cut_wave, plan, take_up_failed
+from flows.course import Course
+from flows.dispatch import Waves, WavesHere, WavesOnPools
+from flows.hooks import cancel_waves
+from tasks.events import listening, report
+from tasks.plan import close_leftovers, close_wave, cut_waves, plan, take_up_failed
 from tasks.publish import publish
+from tasks.run_view import RunView, tell_over_budget
 
 _MOST_WAVES = 10_000
+_MOST_STARTS = 20  # of one flow run, by whoever starts it again after a crash
 
 
 class RunIncomplete(Exception):
@@ -20,11 +27,12 @@ class RunIncomplete(Exception):
         first = summary["failed_shards"][:1]
         why = f"; {first[0]['shard']}: {first[0]['cause']}: {first[0]['message']}" if first else ""
         missing = ", ".join(f"{phase} {counts['missing']}" for phase, counts in summary["phases"].items())
-        super().__init__(f"missing: {missing}{why}")
+        budget = "over the error budget of a wave; " if summary["over_budget"] else ""
+        super().__init__(f"{budget}missing: {missing}{why}")
         self.summary = summary
 
 
-@flow(flow_run_name="{config.output}")
+@flow(flow_run_name="{config.output}", on_cancellation=[cancel_waves])
 def generate_dataset(config: RunConfig) -> dict[str, Any]:
     """Makes every video that the prompts ask for and that is not there yet, and publishes the data set.
 
@@ -33,27 +41,57 @@ def generate_dataset(config: RunConfig) -> dict[str, Any]:
     return _complete(config, plan(config))
 
 
-@flow(flow_run_name="{config.output}")
+@flow(flow_run_name="{config.output}", on_cancellation=[cancel_waves])
 def retry_failed(config: RunConfig, run: str | None = None) -> dict[str, Any]:
     """Makes what a run lacks, its failed samples included. The prompts are the run's, ``config.prompts`` is unread."""
     return _complete(config, take_up_failed(config.output, run))
 
 
 def _complete(config: RunConfig, start: dict[str, Any]) -> dict[str, Any]:
-    """Wave after wave while something can be made and the last wave changed anything; then publishes."""
+    """Wave after wave while something can be made and waves change anything; then publishes."""
+    if (flow_run.run_count or 0) > _MOST_STARTS:
+        raise RuntimeError(f"this run has been started {_MOST_STARTS} times and never came to its end; see their logs")
     report("planned", **start)
-    run, status = start["run"], start
-    failed_shards: list[dict[str, str]] = []
-    for number in range(_MOST_WAVES):
-        if (wave := cut_wave(config, run, number)) is None:
-            break
-        before, status = status, run_wave(config, run, wave)
-        failed_shards = status["failed"]
-        if status["phases"] == before["phases"]:
-            break
-    summary = {**start, "phases": status["phases"], "exit_code": status["exit_code"], "failed_shards": failed_shards}
+    waves = WavesOnPools(config, start["run"]) if config.pools.are_used else WavesHere(config, start["run"])
+    view = RunView(config, start, waves.working)
+    view.show()
+    course = Course(start)
+    with listening(view.take):
+        _run_waves(config, start["run"], waves, view, course)
+    summary = {**start, **course.summary()}
+    if summary["exit_code"] != 3:
+        close_leftovers(config.output, start["run"])
     if summary["phases"]["decode"]["done"]:
-        summary["published"] = publish(config.output, run)
+        summary["published"] = publish(config.output, start["run"])
+    if summary["over_budget"]:
+        _pause(config, summary)
     if summary["exit_code"] == 3:
         raise RunIncomplete(summary)
     return summary
+
+
+def _run_waves(config: RunConfig, run: str, waves: Waves, view: RunView, course: Course) -> None:
+    waves.take_up()
+    number, may_cut = 0, True
+    while True:
+        room = config.pools.num_waves - len(waves.working)
+        if may_cut and room > 0 and course.goes_on and number < _MOST_WAVES:
+            names = cut_waves(config, run, number, room, [*waves.working])
+            for wave in names:
+                waves.start(wave)
+            number, may_cut = number + len(names), len(names) == room
+        if not waves.working:
+            return
+        for ended in waves.wait():
+            closed = close_wave(config.output, run, ended.wave)
+            course.take(closed, ended.lost)
+            view.close_wave(ended.wave, ended.lost, ended.flow_run_id, closed)
+            may_cut = True
+        report("tick")
+
+
+def _pause(config: RunConfig, summary: dict[str, Any]) -> None:
+    """Tells of it, and waits for a person where Prefect can start the run again: resumed, it begins anew."""
+    tell_over_budget(config, summary["run"])
+    if deployment.id and summary["exit_code"] == 3:
+        suspend_flow_run(key=uuid.uuid4().hex)

@@ -15,6 +15,7 @@ import httpx
 import yaml
 
 PREFECT_YAML = Path("prefect.yaml")
+POOL = "fastvideo"  # the one of processes; those of containers belong to other clusters
 
 
 def read_pools() -> list[str]:
@@ -59,7 +60,7 @@ def _declared() -> list[dict[str, Any]]:
     if not PREFECT_YAML.exists():
         raise ValueError(f"{PREFECT_YAML} is not in {Path.cwd()}; start from the repository's root")
     deployments: list[dict[str, Any]] = yaml.safe_load(PREFECT_YAML.read_text())["deployments"]
-    return deployments
+    return [deployment for deployment in deployments if deployment["work_pool"]["name"] == POOL]
 
 
 def _move_output(api: httpx.Client, deployment: Mapping[str, Any], storage: str) -> None:

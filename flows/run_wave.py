@@ -1,53 +1,81 @@
 """One wave: some shards through encode, denoise and decode."""
 
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any
 
-from prefect import State, flow
+from prefect import State, flow, get_run_logger
 from prefect.futures import PrefectConcurrentFuture
+from prefect.runtime import flow_run
 
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.worker.failures import Cause, JobFailed
 from flows.schedule import Schedule
-from tasks.artifacts import begin_progress, show_shards, update_progress
 from tasks.board import WaveBoard
 from tasks.events import listening, report
-from tasks.plan import close_wave, open_wave
-from tasks.stage import STAGE_TASKS, stoppable_jobs
+from tasks.plan import open_wave
+from tasks.stage import STAGE_TASKS, stop_jobs, stoppable_jobs
+from tasks.wave_watch import WaveEnd, WaveWatch
 
 _SHOW_EVERY_SECONDS = 2.0
 
 
-@flow(flow_run_name="wave-{wave}")
-def run_wave(config: RunConfig, run: str, wave: str) -> dict[str, Any]:
-    """Runs every shard of a wave, at most ``config.jobs`` at once; a shard that fails does not stop the others."""
-    shards = open_wave(config.output, run, wave)
+class OverBudget(Exception):
+    """So many of a wave's samples failed that what they have in common should be looked at first."""
+
+
+def _name() -> str:
+    """Says which part of which wave it is."""
+    given = flow_run.parameters
+    return f"wave {given['wave']} {'+'.join(given.get('phases', ALL_PHASES))}"
+
+
+@flow(flow_run_name=_name)
+def run_wave(config: RunConfig, run: str, wave: str, phases: Sequence[Phase] = ALL_PHASES) -> dict[str, Any]:
+    """Runs the shards of a wave, at most ``config.jobs`` at once; a shard that fails does not stop the others.
+
+    Returns what it made. It also ends where the wave was closed meanwhile: then its work is another's. Raises
+    ``OverBudget``.
+    """
+    shards = [shard for shard in open_wave(config.output, run, wave) if shard.phase in phases]
+    if not shards:
+        return {"wave": wave, "shards": 0, "end": WaveEnd.CLOSED}
     board = WaveBoard(shards)
+    watch = WaveWatch(config, run, wave, board)
     report("wave", wave=wave, shards=len(shards))
     with listening(board.take), stoppable_jobs():
-        _run_shards(config, run, shards, board, begin_progress(wave))
-    show_shards(wave, board)
-    status = close_wave(config.output, run, wave)
-    return {"wave": wave, "shards": len(shards), "committed": board.committed, "failed": board.failed(), **status}
+        end = _run_shards(config, run, shards, board, watch)
+    told = watch.finish(end)
+    if end is WaveEnd.OVER_BUDGET:
+        raise OverBudget(
+            f"{told.bad_share:.0%} of the samples of wave {wave} failed, more than error_budget={config.error_budget:g}"
+        )
+    return {"wave": wave, "shards": len(shards), "end": end, **told.to_dict()}
 
 
-def _run_shards(config: RunConfig, run: str, shards: list[WaveShard], board: WaveBoard, progress: Any) -> None:
+def _run_shards(config: RunConfig, run: str, shards: list[WaveShard], board: WaveBoard, watch: WaveWatch) -> WaveEnd:
+    """Runs what is ready until nothing is left, or the watch says that it is enough."""
     schedule = Schedule(shards)
     running: dict[Any, WaveShard] = {}
+    end = WaveEnd.DONE
     while True:
-        while len(running) < config.jobs and (shard := schedule.next()):
+        while end is WaveEnd.DONE and len(running) < config.jobs and (shard := schedule.next()):
             future = STAGE_TASKS[shard.phase].submit(config, run, shard)
             assert isinstance(future, PrefectConcurrentFuture)
             running[future.wrapped_future] = shard
         if not running:
-            return
+            return end
         done, _ = wait(running, timeout=_SHOW_EVERY_SECONDS, return_when=FIRST_COMPLETED)
         for ended in done:
             shard = running.pop(ended)
             schedule.finish(shard.name)
             _note_end(board, shard, ended.result())
-        update_progress(progress, board)
+        report("tick")
+        if end is WaveEnd.DONE and (end := watch.look()) is not WaveEnd.DONE:
+            get_run_logger().warning("the wave ends early: %s", end)
+            stop_jobs()
 
 
 def _note_end(board: WaveBoard, shard: WaveShard, state: State[Any]) -> None:

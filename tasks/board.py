@@ -2,11 +2,15 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastvideo.v1.dataset.contact_sheet import NUM_VIDEOS
+from fastvideo.v1.dataset.wave_report import PhaseReport, WaveReport
 from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.pipelines.phase import Phase
 from tasks.events import Event
 
 _ORDER = ("failed", "retrying", "running", "done", "waiting")
@@ -14,13 +18,19 @@ _ORDER = ("failed", "retrying", "running", "done", "waiting")
 
 @dataclass
 class ShardRow:
-    """``made`` counts samples that are there (committed or found), ``bad`` those out of tries."""
+    """``made`` counts samples that are there (committed or found), ``bad`` those out of tries.
+
+    ``committed`` and ``gpu_seconds`` (of computing) are of all attempts; ``task_run`` is Prefect's id of the last.
+    """
 
     shard: WaveShard
     state: str = "waiting"
     made: int = 0
     bad: int = 0
+    committed: int = 0
+    gpu_seconds: float = 0.0
     attempts: int = 0
+    task_run: str = ""
     cause: str = ""
     message: str = ""
     started: float = field(default=0.0)
@@ -33,7 +43,9 @@ class WaveBoard:
     def __init__(self, shards: Sequence[WaveShard]) -> None:
         self._rows = {shard.name: ShardRow(shard) for shard in shards}
         self._lock = threading.Lock()
-        self.committed = 0
+        self._began = time.monotonic()
+        self.newest_videos: deque[tuple[str, str]] = deque(maxlen=NUM_VIDEOS)
+        """Paths of shards, and ids in them."""
 
     def take(self, event: Event) -> None:
         """Counts one event of a job; events of no shard of ours are passed over."""
@@ -48,9 +60,13 @@ class WaveBoard:
             case "started":
                 row.state, row.made, row.bad, row.started = "running", 0, 0, row.started or time.monotonic()
                 row.attempts += 1
+                row.task_run = event.get("task_run") or ""
             case "committed":
                 row.made += 1
-                self.committed += 1
+                row.committed += 1
+                row.gpu_seconds += event.get("seconds", 0.0) * row.shard.layout.model_size
+                if row.shard.phase is Phase.DECODE:
+                    self.newest_videos.append((row.shard.path, event["id"]))
             case "skipped" if not event.get("reason", "").startswith("its input"):
                 row.made += 1
             case "failed":
@@ -65,13 +81,22 @@ class WaveBoard:
             row.state, row.cause, row.message = ("failed" if cause else "done"), cause, message
             row.seconds = time.monotonic() - row.started if row.started else 0.0
 
-    @property
-    def percent(self) -> float:
-        """How much of the wave's rows is decided, 0 to 100."""
+    def report(self, is_over_budget: bool = False) -> WaveReport:
+        """Where the wave stands."""
         with self._lock:
-            total = sum(row.shard.count for row in self._rows.values())
-            decided = sum(row.shard.count if row.state == "done" else row.made + row.bad for row in self._rows.values())
-        return 100.0 * min(decided, total) / total if total else 100.0
+            rows = [(row, _decided(row)) for row in self._rows.values()]
+        phases: dict[str, PhaseReport] = {}
+        for row, decided in rows:
+            before = phases.get(row.shard.phase, PhaseReport())
+            phases[str(row.shard.phase)] = PhaseReport(
+                total=before.total + row.shard.count,
+                decided=before.decided + decided,
+                bad=before.bad + row.bad,
+                committed=before.committed + row.committed,
+                gpu_seconds=round(before.gpu_seconds + row.gpu_seconds, 3),
+            )
+        seconds = time.monotonic() - self._began
+        return WaveReport(phases=phases, seconds=seconds, failed=self.failed(), is_over_budget=is_over_budget)
 
     def failed(self) -> list[dict[str, str]]:
         """The shards whose task failed, with why."""
@@ -91,6 +116,11 @@ class WaveBoard:
                 "seconds": round(row.seconds, 1),
                 "cause": row.cause,
                 "message": row.message,
+                "task run": row.task_run,
             }
             for row in rows
         ]
+
+
+def _decided(row: ShardRow) -> int:
+    return row.shard.count if row.state == "done" else min(row.made + row.bad, row.shard.count)

@@ -1,7 +1,9 @@
 """Planning: what there is to make, and its next piece."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from fastvideo.v1.dataset import open_waves
 from fastvideo.v1.dataset.changes import find_changes
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.failures import clear_failures
@@ -11,8 +13,9 @@ from fastvideo.v1.dataset.planning import plan_run
 from fastvideo.v1.dataset.recovery import index_recovered
 from fastvideo.v1.dataset.run import Run, open_run
 from fastvideo.v1.dataset.scan import Scan, scan
-from fastvideo.v1.dataset.shards import delete_wave, write_shards
+from fastvideo.v1.dataset.shards import write_waves
 from fastvideo.v1.dataset.status import summarize
+from fastvideo.v1.dataset.wave_report import read_reports
 from fastvideo.v1.dataset.waves import WaveShard, read_wave
 from fastvideo.v1.pipelines.describe import describe_pipeline
 from fastvideo.v1.pipelines.phase import ALL_PHASES
@@ -42,13 +45,30 @@ def take_up_failed(output: str, run: str | None) -> dict[str, Any]:
     return {"retried": retried, **summarize(opened, _index(opened, scan(opened))).to_dict()}
 
 
-@storage_task(task_run_name="cut-wave-{number}")
-def cut_wave(config: RunConfig, run: str, number: int) -> str | None:
-    """Writes the shards of the next wave; returns its name, or None when nothing can be made."""
+@storage_task()
+def find_open_waves(output: str, run: str) -> list[str]:
+    """The waves that lie in storage, be they those of a former life."""
+    return open_waves.open_waves(open_run(output, run))
+
+
+@storage_task()
+def close_leftovers(output: str, run: str) -> int:
+    """Removes what lives that were killed have left open, of a run that lacks nothing; returns how many waves."""
+    opened = open_run(output, run)
+    waves = open_waves.open_waves(opened)
+    for wave in waves:
+        open_waves.close_wave(opened, wave)
+    return len(waves)
+
+
+@storage_task(task_run_name="cut-waves-{first}")
+def cut_waves(config: RunConfig, run: str, first: int, count: int, others: Sequence[str] = ()) -> list[str]:
+    """Writes the shards of the next waves, of what no wave of ``others`` holds: ``count``, or what can be made."""
     opened = open_run(config.output, run)
     choices = choose_phase_layouts(config, describe_pipeline(config.engine.model_path), opened.sampling)
-    shards = write_shards(opened, _index(opened, scan(opened)), config, number, choices)
-    return shards[0].wave if shards else None
+    held = open_waves.read_held(opened, others) if others else open_waves.NOTHING_HELD
+    waves = write_waves(opened, _index(opened, scan(opened)), config, first, count, choices, held)
+    return [shards[0].wave for shards in waves]
 
 
 @storage_task(task_run_name="open-{wave}")
@@ -59,10 +79,11 @@ def open_wave(output: str, run: str, wave: str) -> list[WaveShard]:
 
 @storage_task(task_run_name="close-{wave}")
 def close_wave(output: str, run: str, wave: str) -> dict[str, Any]:
-    """Removes the shard files of a wave; returns the run's counts after it."""
+    """Removes the folder of a wave; returns what its runners have told and the run's counts after it."""
     opened = open_run(output, run)
-    delete_wave(opened, wave)
-    return summarize(opened, _index(opened, scan(opened))).to_dict()
+    reports = [report.to_dict() for report in read_reports(opened, wave)]
+    open_waves.close_wave(opened, wave)
+    return {"reports": reports, **summarize(opened, _index(opened, scan(opened))).to_dict()}
 
 
 def _index(run: Run, found: Scan) -> Scan:

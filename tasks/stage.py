@@ -18,6 +18,7 @@ from fastvideo.v1.pipelines.phase import ALL_PHASES
 from fastvideo.v1.worker.failures import Cause, JobFailed
 from fastvideo.v1.worker.torchrun import launch
 from tasks.events import Event, report
+from tasks.gpus import hold_gpus
 from tasks.retries import delay_before_retry, stage_task
 
 STAGE_JOB = "fastvideo.v1.worker.stage_job"
@@ -36,6 +37,11 @@ def stoppable_jobs() -> Iterator[None]:
     except BaseException:
         _stop.set()
         raise
+
+
+def stop_jobs() -> None:
+    """Has the jobs begun in :func:`stoppable_jobs` save their step and leave; their shards are not tried again."""
+    _stop.set()
 
 
 def _run_shard(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
@@ -65,7 +71,7 @@ def _wait_before_retry(error: JobFailed, shard: WaveShard) -> None:
 
 def _launch(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
     counts: Counter[str] = Counter()
-    report("started", shard=shard.name)
+    report("started", shard=shard.name, task_run=task_run.id)
 
     def on_event(event: Event) -> None:
         if event["event"] == "done":
@@ -75,15 +81,18 @@ def _launch(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
             counts[event["event"]] += 1
         report(**{**event, "shard": shard.name, "phase": str(shard.phase)})
 
-    launch(
-        STAGE_JOB,
-        _arguments(config, run, shard),
-        nproc=shard.layout.size,
-        log=get_run_logger().info,
-        on_event=on_event,
-        timeout=config.job_timeout,
-        stop=_stop,
-    )
+    with hold_gpus(config, shard.layout.size, _stop) as devices:
+        launch(
+            STAGE_JOB,
+            _arguments(config, run, shard),
+            nproc=shard.layout.size,
+            log=get_run_logger().info,
+            on_event=on_event,
+            timeout=config.job_timeout,
+            env=devices.environment,
+            stop=_stop,
+            held_files=devices.files,
+        )
     return {"shard": shard.name, "count": shard.count, **counts}
 
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ["distributed", "layers", "attention", "models", "pipelines", "dataset", "worker", "entrypoints", "cli"]
 SIDE_BY_SIDE = {"entrypoints", "cli"}
-LEAVES = {"forward_context", "fastvideo_args", "sampling_params", "logger", "plugins", "shown_text"}
+LEAVES = {"forward_context", "fastvideo_args", "sampling_params", "form", "logger", "plugins", "shown_text"}
 # Arithmetic without torch, in the folder of what it is about.
 LEAF_MODULES = ("fastvideo.v1.distributed.layout",)
 HEAVY = {"torch", "diffusers", "transformers"}

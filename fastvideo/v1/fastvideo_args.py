@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fastvideo.data import EMBEDDED_MODEL
 from fastvideo.v1.distributed.layout import ParallelLayout
+from fastvideo.v1.form import form
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -25,7 +26,7 @@ class FastVideoArgs:
     ``auto`` precision is float32 on a CPU and bfloat16 on a GPU (VAE and image encoder: float32 on both, as published).
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__ = form("Engine", "The model, its precision, and how its work is shared among GPUs.")
 
     model_path: str = setting(EMBEDDED_MODEL, "Model directory, fsspec URI or locally cached hub id, Diffusers layout")
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
 from fastvideo.v1.fastvideo_args import setting
+from fastvideo.v1.form import form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class SamplingParams:
 class SamplingOverrides:
     """The same fields, each optional: what is None is decided by the model's own defaults."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__ = form("Sampling", "What differs from the model's own defaults; empty fields keep those.")
 
     height: int | None = setting(None, "Height in pixels", ge=1)
     width: int | None = setting(None, "Width in pixels", ge=1)

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ def prefect_harness() -> Iterator[None]:
     os.environ |= {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=60):
+    with prefect_test_harness(server_startup_timeout=240):
         yield
 
 
@@ -50,11 +50,12 @@ class FakeJobs:
         self.bad_ids: set[str] = set()
         self.failures: dict[str, list[JobFailure]] = defaultdict(list)
         self.seconds = 0.0
+        self.before_commit: Callable[[], object] = lambda: None
         self.most_at_once = 0
         self._running = 0
         self._lock = threading.Lock()
 
-    def launch(self, module, arguments, *, nproc, log, on_event, timeout, stop):
+    def launch(self, module, arguments, *, nproc, log, on_event, timeout, env, stop, held_files):
         options = dict(zip(arguments[::2], arguments[1::2], strict=True))
         name, phase = Path(options["--shard"]).stem, Phase(options["--phase"])
         with self._lock:
@@ -65,6 +66,7 @@ class FakeJobs:
             time.sleep(self.seconds)
             if self.failures[name]:
                 raise JobFailed(self.failures[name].pop(0))
+            self.before_commit()
             self._commit(open_run(options["--output"], options["--run"]), phase, options["--shard"], on_event)
         finally:
             with self._lock:

@@ -1,10 +1,12 @@
 """The orchestration, with jobs that commit at once: what runs, in which order, how often, and what is told."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from fastvideo.v1.dataset.config import RunConfig
+import fastvideo
+from fastvideo.v1.dataset.config import RunConfig, VideoConfig, config_values, parse_config
 from fastvideo.v1.dataset.layout import video_path
 from fastvideo.v1.dataset.run import open_run
 from fastvideo.v1.dataset.status import run_status
@@ -115,8 +117,21 @@ def _delete_video(config, id):
 
 def test_the_parameter_form_describes_and_bounds():
     schema = generate_dataset.parameters.model_dump()
-    shown = schema["definitions"]["RunConfig"]["properties"]
-    assert shown["jobs"]["minimum"] == 1 and shown["jobs"]["description"]
-    assert schema["definitions"]["VideoConfig"]["properties"]["crf"]["maximum"] == 51
-    assert all("description" in shown[name] for name in shown)
-    assert schema["definitions"]["RunConfig"]["additionalProperties"] is False
+    sections = schema["definitions"]
+    shown = sections["RunConfig"]["properties"]
+    assert shown["jobs"]["minimum"] == 1 and sections["VideoConfig"]["properties"]["crf"]["maximum"] == 51
+    fields = [field for section in sections.values() for field in section.get("properties", {}).values()]
+    assert all(field["description"] for field in fields)
+    assert not any("anyOf" in field for field in fields), "what is optional may stay empty"
+    assert sections["FastVideoArgs"]["properties"]["vae_tiling"]["title"] == "VAE tiling"
+    assert sections["FastVideoArgs"]["properties"]["quantization"]["enum"] == ["fp8"]
+    assert all(section["additionalProperties"] is False for section in sections.values())
+    assert str(Path(fastvideo.__file__).parent) not in json.dumps(schema), (
+        "no path of this host is a default of another"
+    )
+
+
+def test_values_that_are_not_defaults_say_it_all():
+    config = RunConfig(prompts="p", output="o", jobs=3, video=VideoConfig(crf=30))
+    assert config_values(config) == {"prompts": "p", "output": "o", "jobs": 3, "video": {"crf": 30}}
+    assert parse_config(config_values(config)) == config

@@ -1,9 +1,12 @@
+import json
+
 import pytest
 
+from fastvideo.v1.dataset.wave_report import WaveReport
 from fastvideo.v1.dataset.waves import WaveShard
 from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.phase import Phase
-from tasks.artifacts import escape
+from tasks.artifacts import duration, escape
 from tasks.board import WaveBoard
 
 
@@ -24,24 +27,24 @@ def feed(board, shard, *events):
 
 
 def test_progress_counts_rows(board):
-    assert board.percent == 0
+    assert board.report().percent == 0
     feed(board, "encode-0000", "started", "committed")
-    assert board.percent == 10
+    assert board.report().percent == 10
     board.finish("encode-0000")
     feed(board, "denoise-0000", "started", "committed", "skipped", "failed")
-    assert board.percent == 50
+    assert board.report().percent == 50
 
 
 def test_a_restarted_shard_is_not_counted_twice(board):
     feed(board, "denoise-0000", "started", "committed", "committed", "retrying", "started", "skipped", "skipped")
-    assert board.percent == 20
+    assert board.report().percent == 20
     assert board.table()[0]["attempts"] == 2
 
 
 def test_what_lacks_its_input_is_not_made(board):
     board.take({"event": "started", "shard": "denoise-0000"})
     board.take({"event": "skipped", "shard": "denoise-0000", "reason": "its input is missing: x"})
-    assert board.percent == 0
+    assert board.report().percent == 0
 
 
 def test_failed_shards_come_first(board):
@@ -53,7 +56,28 @@ def test_failed_shards_come_first(board):
 
 def test_events_of_other_shards_are_passed_over(board):
     feed(board, "decode-0007", "started", "committed")
-    assert board.committed == 0
+    assert board.report().committed == 0 and not board.newest_videos
+
+
+def test_the_report_tells_pace_and_price(board):
+    board.take({"event": "committed", "shard": "encode-0000", "seconds": 1.0})
+    board.finish("encode-0000")
+    assert board.report().seconds_left is None, "no sample has been denoised yet"
+    board.take({"event": "started", "shard": "denoise-0000", "task_run": "x"})
+    board.take({"event": "committed", "shard": "denoise-0000", "seconds": 4.0})
+    board.take({"event": "failed", "shard": "denoise-0000"})
+    told = board.report()
+    assert told.gpu_seconds_each == 1.0 + 4.0 and told.bad_share == 1 / 8
+    assert told.seconds_left == pytest.approx(told.seconds * 6 * 4.0 / 5.0)
+    assert [row["task run"] for row in board.table()] == ["x", "", ""]
+    assert WaveReport.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(None, "…"), (3, "3 s"), (61, "1 min 1 s"), (7300, "2 h 1 min"), (180_000, "2 d 2 h")]
+)
+def test_durations(seconds, shown):
+    assert duration(seconds) == shown
 
 
 @pytest.mark.parametrize(

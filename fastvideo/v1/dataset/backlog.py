@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fastvideo.v1.dataset.open_waves import NOTHING_HELD, Held
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.scan import INPUT_COLUMNS, Scan, read_index
 from fastvideo.v1.pipelines.phase import Phase
@@ -47,10 +48,16 @@ class Backlog:
             start += len(batch)
 
 
-def read_backlog(run: Run, scan: Scan) -> Backlog:
-    """The samples that miss an input, latents or a video, by ``scan``."""
+def read_backlog(run: Run, scan: Scan, held: Held = NOTHING_HELD) -> Backlog:
+    """The samples that miss an input, latents or a video, by ``scan``, and that are not held by a wave already."""
     index = read_index(run)
     lacks = {str(phase): pc.is_in(index["id"], scan[phase].missing_ids).to_numpy() for phase in SAMPLE_PHASES}
-    lacks |= {name: pc.is_in(index[name], scan[Phase.ENCODE].missing_ids).to_numpy() for name in INPUT_COLUMNS}
-    positions = np.flatnonzero(np.logical_or.reduce(list(lacks.values())))
+    inputs = {name: pc.is_in(index[name], scan[Phase.ENCODE].missing_ids).to_numpy() for name in INPUT_COLUMNS}
+    wanted = [
+        *lacks.values(),
+        *(lack & ~pc.is_in(index[name], held.inputs).to_numpy() for name, lack in inputs.items()),
+    ]
+    lacks |= inputs
+    is_free = ~pc.is_in(index["id"], held.samples).to_numpy()
+    positions = np.flatnonzero(np.logical_or.reduce(wanted) & is_free)
     return Backlog(positions, {name: lack[positions] for name, lack in lacks.items()})

@@ -11,6 +11,8 @@ import yaml
 from fastvideo.data import PROMPT_LISTS
 from fastvideo.v1.distributed.choice import Goal
 from fastvideo.v1.fastvideo_args import FastVideoArgs, setting
+from fastvideo.v1.form import form
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.sampling_params import SamplingOverrides
 from fastvideo.v1.shown_text import check_no_secrets, without_secrets
 
@@ -22,7 +24,7 @@ _PROMPTS = f"URI of the prompts (txt, jsonl, csv, parquet, Arrow) or a packaged 
 class VideoConfig:
     """How frames become a file; frames a second belong to the sampling parameters."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__ = form("Video file", "How frames become a file.")
 
     codec: Literal["h264"] = setting("h264", "Video codec; h264 plays in every browser")
     crf: int = setting(18, "Constant rate factor: 0 is lossless, 18 visually so, 51 the worst", ge=0, le=51)
@@ -30,10 +32,49 @@ class VideoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolsConfig:
+    """Where waves run: Prefect deployments of `run_wave`, each on a work pool. A phase's own goes before `wave`."""
+
+    __pydantic_config__ = form(
+        "Work pools",
+        "Where waves run: deployments of run-wave, each on a work pool. Empty: in the process of the run itself.",
+    )
+
+    wave: str | None = setting(
+        None, "Deployment that waves run on, FLOW/NAME (run-wave/gpu); without one they run in this process"
+    )
+    encode: str | None = setting(None, "Another deployment for encoding, on small GPUs say")
+    denoise: str | None = setting(None, "Another deployment for denoising, on large GPUs say")
+    decode: str | None = setting(None, "Another deployment for decoding")
+    in_flight: int = setting(2, "Waves at once, each a flow run on a pool", ge=1, le=64)
+
+    def __post_init__(self) -> None:
+        missing = [phase for phase in ALL_PHASES if self.deployment(phase) is None]
+        if 0 < len(missing) < len(ALL_PHASES):
+            raise ValueError(f"pools.{missing[0]} has no deployment; set it, or pools.wave for every phase")
+
+    def deployment(self, phase: Phase) -> str | None:
+        """The deployment that runs a phase; None: this process does."""
+        return getattr(self, phase) or self.wave
+
+    @property
+    def are_used(self) -> bool:
+        """Whether waves run on pools, and not in this process."""
+        return self.deployment(Phase.DENOISE) is not None
+
+    @property
+    def num_waves(self) -> int:
+        """Waves at work at once: one where they run in this process."""
+        return self.in_flight if self.are_used else 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run. The first group decides results and so names the run; the second never changes a result or a key."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__ = form(
+        "Data set", "What is made, and how the work is cut. Only prompts and output must be given."
+    )
 
     prompts: str = field(metadata={"description": _PROMPTS})
     output: str = field(metadata={"description": "URI of the data set: runs, tables, and objects unless `store`"})
@@ -50,7 +91,14 @@ class RunConfig:
     shard_size: int | None = setting(None, "Samples of a denoise shard; without it chosen by measured seconds", ge=1)
     decode_shard_size: int | None = setting(None, "Samples of a decode shard; without it chosen likewise", ge=1)
     wave_size: int = setting(100, "Denoise shards of a wave", ge=1)
-    jobs: int = setting(1, "Jobs at once", ge=1)
+    jobs: int = setting(1, "Jobs at once, of each wave", ge=1)
+    error_budget: float | None = setting(
+        None, "Share of a wave's samples that may fail before the run pauses; without it none pauses", ge=0, le=1
+    )
+    gpu_limit: str | None = setting(
+        None, "Prefect's global concurrency limit of this name counts the GPUs at work on all hosts"
+    )
+    pools: PoolsConfig = setting(PoolsConfig(), "Work pools that waves run on")
     goal: Goal = setting(
         "throughput", "What layouts are chosen for where `engine` sets none: samples an hour, or latency"
     )
@@ -102,6 +150,18 @@ def parse_config(values: Mapping[str, Any], overrides: Mapping[str, str] | None 
         if not merged.get(name):
             raise ValueError(f"the config needs a value for {name!r}: --{name} URI")
     return _validate(merged)
+
+
+def config_values(config: Any) -> dict[str, Any]:
+    """What differs from the defaults, as plain values for :func:`parse_config`; a default path is each host's own."""
+    values = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            value = config_values(value)
+        if value != ({} if is_dataclass(f.type) else f.default):
+            values[f.name] = value
+    return values
 
 
 def _lay_over(target: dict[str, Any], values: Mapping[str, Any]) -> None:

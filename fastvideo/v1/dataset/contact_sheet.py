@@ -3,6 +3,7 @@
 import heapq
 import io
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow.compute as pc
@@ -28,11 +29,15 @@ _LONGEST_TEXT = 500  # characters looked at, more than two lines hold
 _PAPER, _INK = (250, 250, 248), (40, 40, 44)
 
 
-def render_contact_sheet(run: Run, num_videos: int = NUM_VIDEOS) -> bytes | None:
-    """A PNG of the newest videos of the run, in data-set order; None if there is none."""
-    newest = _newest(run, num_videos)
+def render_contact_sheet(
+    run: Run, num_videos: int = NUM_VIDEOS, videos: Sequence[tuple[str, str]] | None = None
+) -> bytes | None:
+    """A PNG of the newest videos of the run, in data-set order; None if there is none.
+
+    ``videos``, ids and prompts, are shown instead where the caller knows the newest: finding them lists them all.
+    """
     cells = []
-    for id, prompt in newest:
+    for id, prompt in _newest(run, num_videos) if videos is None else videos:
         path = video_path(run.keys[Phase.DECODE], id)
         try:
             cells.append((_strip(run.objects.read(path)), prompt))

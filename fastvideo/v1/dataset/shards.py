@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from fastvideo.v1.dataset.backlog import SAMPLE_PHASES, Backlog, read_backlog
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.dataset.layout import shard_path, wave_dir
+from fastvideo.v1.dataset.layout import shard_path
+from fastvideo.v1.dataset.open_waves import NOTHING_HELD, Held
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, from_parquet, to_parquet
 from fastvideo.v1.dataset.scan import INPUT_COLUMNS, Scan
@@ -75,16 +76,18 @@ def write_waves(
     first: int,
     count: int,
     choices: Mapping[Phase, LayoutChoice] | None = None,
+    held: Held = NOTHING_HELD,
 ) -> Iterator[list[Shard]]:
     """The next ``count`` waves, numbered from ``first``: shards for the samples that miss an input, latents or a video.
 
     Samples come in data-set order, each in one wave; a wave's encode shards come first, then denoise, then decode, all
     about the same samples. An input that samples of several waves lack lies in each, so that any wave can run alone.
-    Fewer, or none, when no more can be made. Jobs work in the layouts of ``choices``, without them in that of the
-    engine.
+    Fewer, or none, when no more can be made that is not ``held``. Jobs work in the layouts of ``choices``, without them
+    in that of the engine.
     """
     choices = choices or dict.fromkeys(ALL_PHASES, LayoutChoice(layout=config.engine.layout, reason="the engine's"))
-    backlog = read_backlog(run, scan)
+    backlog = read_backlog(run, scan, held)
+    share = math.ceil((len(backlog) + len(held.samples)) / config.pools.num_waves)  # each at work gets some of a few
     rows, batches = SAMPLE_SCHEMA.empty_table(), backlog.rows(run)
     start = 0
     for number in range(first, first + count):
@@ -94,7 +97,7 @@ def write_waves(
         sizes = {
             phase: shard_size(scan, config, phase, choices[phase].layout, left.count(phase)) for phase in SAMPLE_PHASES
         }
-        wanted = config.wave_size * sizes[Phase.DENOISE]
+        wanted = min(config.wave_size * sizes[Phase.DENOISE], max(sizes[Phase.DENOISE], share))
         while len(rows) < wanted and (batch := next(batches, None)) is not None:
             rows = pa.concat_tables([rows, pa.Table.from_batches([batch])])
         yield _write_wave(run, config, number, rows[:wanted], left, sizes, choices)
@@ -102,10 +105,15 @@ def write_waves(
 
 
 def write_shards(
-    run: Run, scan: Scan, config: RunConfig, wave_number: int, choices: Mapping[Phase, LayoutChoice] | None = None
+    run: Run,
+    scan: Scan,
+    config: RunConfig,
+    wave_number: int,
+    choices: Mapping[Phase, LayoutChoice] | None = None,
+    held: Held = NOTHING_HELD,
 ) -> list[Shard]:
     """The next wave alone; empty when nothing can be made. See :func:`write_waves`."""
-    return next(write_waves(run, scan, config, wave_number, 1, choices), [])
+    return next(write_waves(run, scan, config, wave_number, 1, choices, held), [])
 
 
 def cut_denoise(count: int, size: int, choice: LayoutChoice) -> list[Piece]:
@@ -138,11 +146,6 @@ def layout_of(shard: pa.Table) -> ParallelLayout:
     return ParallelLayout(**json.loads(shard.schema.metadata[_LAYOUT]))
 
 
-def delete_wave(run: Run, wave: str) -> None:
-    """Removes a wave's shards; nothing is lost with them."""
-    run.output.delete_many([info.path for info in run.output.list(wave_dir(run.name, wave))])
-
-
 def shard_size(scan: Scan, config: RunConfig, phase: Phase, layout: ParallelLayout, missing: int) -> int:
     """Samples of a shard where ``missing`` are left to be cut.
 
@@ -155,10 +158,11 @@ def shard_size(scan: Scan, config: RunConfig, phase: Phase, layout: ParallelLayo
     seconds = scan[phase].seconds
     largest = TARGET_SECONDS / seconds if seconds else _UNMEASURED[phase]
     largest = min(max(int(largest), 1) * layout.data, _LARGEST)
-    if missing <= config.jobs * layout.data:
-        return max(1, math.ceil(missing / config.jobs))
-    shards_per_job = _SHARDS_PER_JOB if config.jobs > 1 else 1
-    rounds = math.ceil(min(largest, missing / (config.jobs * shards_per_job)) / layout.data)
+    jobs = config.jobs * config.pools.num_waves
+    if missing <= jobs * layout.data:
+        return max(1, math.ceil(missing / jobs))
+    shards_per_job = _SHARDS_PER_JOB if jobs > 1 else 1
+    rounds = math.ceil(min(largest, missing / (jobs * shards_per_job)) / layout.data)
     return rounds * layout.data
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastvideo.v1.dataset.layout import wave_dir
+from fastvideo.v1.dataset.open_waves import shard_paths
 from fastvideo.v1.dataset.run import Run
 from fastvideo.v1.dataset.scan import INPUT_COLUMNS
 from fastvideo.v1.dataset.shards import layout_of, read_shard
@@ -29,9 +28,9 @@ class WaveShard:
 
 
 def read_wave(run: Run, wave: str) -> list[WaveShard]:
-    """The shards of a wave by phase and number."""
-    paths = {PurePosixPath(info.path).stem: info.path for info in run.output.list(wave_dir(run.name, wave))}
-    tables = {name: read_shard(run, paths[name]) for name in sorted(paths)}
+    """The shards of a wave by phase and number; none once it is closed."""
+    paths = shard_paths(run, wave)
+    tables = {name: read_shard(run, path) for name, path in paths.items()}
     by_phase = {phase: {name: table for name, table in tables.items() if name.startswith(phase)} for phase in Phase}
     inputs = {name: _ids(table, "id") for name, table in by_phase[Phase.ENCODE].items()}
     latents = {name: _ids(table, "id") for name, table in by_phase[Phase.DENOISE].items()}

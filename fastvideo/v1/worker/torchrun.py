@@ -47,6 +47,7 @@ def launch(
     env: Mapping[str, str] | None = None,
     stop: threading.Event | None = None,
     hang_seconds: float = 30.0,
+    held_files: Sequence[int] = (),
 ) -> None:
     """Runs ``python -m module arguments`` in ``nproc`` ranks, on this host or several (:func:`node_settings`).
 
@@ -55,7 +56,7 @@ def launch(
     Lines of standard output that are JSON objects with an "event" go to ``on_event``, all others to ``log``, several
     to a call; both are called from this thread. ``timeout`` is in seconds. Setting ``stop`` asks the job to end
     (SIGTERM, then SIGKILL after 10 s). A process of it that has been stopped (SIGSTOP) for ``hang_seconds`` ends it.
-    Raises :class:`JobFailed`.
+    torchrun inherits ``held_files``. Raises :class:`JobFailed`.
     """
     job_id = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="fastvideo-job-") as folder:
@@ -70,6 +71,7 @@ def launch(
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pass_fds=held_files,
         )
         try:
             output.read(process)

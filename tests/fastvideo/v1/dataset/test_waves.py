@@ -13,6 +13,7 @@ from fastvideo.v1.dataset import ledger as ledger_module
 from fastvideo.v1.dataset.failures import clear_failures, read_failures, record_failure
 from fastvideo.v1.dataset.layout import object_path, step_path
 from fastvideo.v1.dataset.ledger import LedgerRow, LedgerWriter, compact_ledger, read_ledger
+from fastvideo.v1.dataset.open_waves import close_wave, open_waves, read_held
 from fastvideo.v1.dataset.planning import plan_run
 from fastvideo.v1.dataset.recovery import Recovery, index_recovered
 from fastvideo.v1.dataset.run import Run
@@ -21,7 +22,6 @@ from fastvideo.v1.dataset.scan import scan
 from fastvideo.v1.dataset.shards import (
     Shard,
     cut_denoise,
-    delete_wave,
     read_shard,
     shard_size,
     write_shards,
@@ -125,7 +125,7 @@ def test_shards_carry_whole_samples_and_small_messages(make_config) -> None:
     assert sample == next(run.iter_samples())
     assert len(json.dumps([shard.to_dict() for shard in shards.values()])) < 1024
     assert Shard.from_dict(json.loads(json.dumps(shards[Phase.DENOISE].to_dict()))) == shards[Phase.DENOISE]
-    delete_wave(run, shards[Phase.DENOISE].wave)
+    close_wave(run, shards[Phase.DENOISE].wave)
     with pytest.raises(FileNotFoundError):
         read_shard(run, shards[Phase.DENOISE].path)
 
@@ -305,3 +305,33 @@ def test_an_output_can_be_moved(make_config, make_object, tmp_path: Path) -> Non
     make_object(run, Phase.DECODE, ids(run)[0])
     shutil.move(config.output, tmp_path / "moved")
     assert run_status(str(tmp_path / "moved")).phases[Phase.DECODE].done == 1
+
+
+def test_open_waves_share_no_sample(make_config, make_object) -> None:
+    pools = {"wave": "run-wave/gpu", "in_flight": 3}
+    config = make_config(*prompts(10), shard_size=2, pools=pools)
+    run = plan_run(config).run
+    waves: list[list[Shard]] = []
+    while shards := write_shards(run, scan(run), config, len(waves), held=read_held(run, open_waves(run))):
+        waves.append(shards)
+    samples = [id for shards in waves for id in wave_ids(run, shards, Phase.DENOISE)]
+    assert samples == ids(run), "every sample lies in one wave"
+    assert [len(wave_ids(run, shards, Phase.DENOISE)) for shards in waves] == [4, 4, 2], "each at work gets a share"
+    assert all(inputs(run).keys() & wave_ids(run, shards, Phase.ENCODE) for shards in waves)
+    assert open_waves(run) == [shards[0].wave for shards in waves]
+    lost = wave_ids(run, waves[1], Phase.DENOISE)
+    close_wave(run, waves[1][0].wave)
+    assert len(open_waves(run)) == 2 and read_wave(run, waves[1][0].wave) == []
+    again = write_shards(run, scan(run), config, 9, held=read_held(run, open_waves(run)))
+    assert wave_ids(run, again, Phase.DENOISE) == lost
+
+
+def test_a_wave_that_makes_inputs_alone_is_held_too(make_config, make_object) -> None:
+    config = make_config(*prompts(2))
+    run = plan_run(config).run
+    for id in ids(run):
+        make_object(run, Phase.DENOISE, id)
+        make_object(run, Phase.DECODE, id)
+    (first, *_) = write_shards(run, scan(run), config, 0)
+    assert first.phase is Phase.ENCODE
+    assert write_shards(run, scan(run), config, 1, held=read_held(run, [first.wave])) == []

@@ -1,0 +1,126 @@
+"""The whole run in Prefect's UI, wherever its waves are worked on: from storage and what their runners tell."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from prefect.events import emit_event
+from prefect.runtime import flow_run
+
+from fastvideo.v1.dataset.config import RunConfig
+from fastvideo.v1.dataset.failures import read_failures
+from fastvideo.v1.dataset.run import open_run
+from fastvideo.v1.dataset.store_errors import StoreUnavailable
+from fastvideo.v1.dataset.wave_report import WaveReport, read_reports
+from fastvideo.v1.pipelines.phase import ALL_PHASES
+from tasks.artifacts import LiveArtifact, duration, escape, link, run_link
+from tasks.events import Event
+
+OVER_BUDGET_EVENT = "fastvideo.run.over-error-budget"
+_SHOW_SECONDS = 15.0
+_PAST_WAVES = 20  # rows of the table
+_SHOWN_FAILURES = 3  # of each phase
+
+
+class RunView:
+    """``working`` are the waves at work, each with its flow run if it has one of its own; the caller keeps it."""
+
+    def __init__(self, config: RunConfig, start: Mapping[str, Any], working: Mapping[str, UUID | None]) -> None:
+        self._run = open_run(config.output, start["run"])
+        self._working = working
+        self._status = self._before = start["phases"]
+        self._past: list[str] = []
+        self._began = self._shown = time.monotonic()
+        self._bar = LiveArtifact("progress", f"progress-{self._run.name}", f"Run {self._run.name}")
+        self._page = LiveArtifact("markdown", f"run-{self._run.name}", f"Run {self._run.name}")
+
+    def take(self, event: Event) -> None:
+        """Shows the run anew every fifteen seconds, at the events that say that time goes by."""
+        if event["event"] == "tick" and time.monotonic() - self._shown > _SHOW_SECONDS:
+            self.show()
+
+    def close_wave(self, wave: str, lost: str | None, flow_run_id: UUID | None, closed: Mapping[str, Any]) -> None:
+        """Notes a wave's end, and the run's counts after it."""
+        self._status = closed["phases"]
+        told = [WaveReport.from_dict(report) for report in closed["reports"]]
+        self._past.append(_row(wave, lost or "ended", told, flow_run_id))
+        self.show()
+
+    def show(self) -> None:
+        """Shows the run: its counts by the last scan, and since then what the waves at work tell."""
+        self._shown = time.monotonic()
+        try:
+            at_work = {wave: read_reports(self._run, wave) for wave in self._working}
+        except StoreUnavailable:
+            return  # whoever needs the store will say so
+        counts = {phase: _decided(phase, self._status[phase], at_work) for phase in self._status}
+        total = sum(counts["total"] for counts in self._status.values())
+        self._bar.show(round(100.0 * sum(counts.values()) / total, 1) if total else 100.0)
+        rows = [_row(wave, "at work", told, self._working[wave]) for wave, told in at_work.items()]
+        self._page.show(self._markdown(counts, rows))
+
+    def _markdown(self, counts: Mapping[str, int], rows: list[str]) -> str:
+        videos, before = self._status["decode"], self._before["decode"]
+        seconds = time.monotonic() - self._began
+        made = counts["decode"] - before["done"] - before["failed"] - before["blocked"]
+        pace = f"{3600 * made / seconds:.0f} videos an hour" if made > 0 else "no video yet"
+        left = seconds * (videos["total"] - counts["decode"]) / made if made > 0 else None
+        head = f"{counts['decode']} of {videos['total']} videos decided; {pace}, about {duration(left)} left."
+        phases = [
+            f"| {name} | {counts[name]} of {part['total']} | {part['failed']} | {part['blocked']} |"
+            for name, part in self._status.items()
+        ]
+        past = self._past[: -_PAST_WAVES - 1 : -1]
+        return "\n".join(
+            [
+                head,
+                "",
+                f"Data set: {link(self._run.output.uri(''))}",
+                "",
+                "| phase | decided | failed | blocked |",
+                "|---|---|---|---|",
+                *phases,
+                "",
+                "| wave | state | done | made | failed samples | GPU-seconds a video | left | failed shards |",
+                "|---|---|---|---|---|---|---|---|",
+                *rows,
+                *past,
+            ]
+        )
+
+
+def _decided(phase: str, status: Mapping[str, int], at_work: Mapping[str, list[WaveReport]]) -> int:
+    """Rows of a phase that are made, failed or blocked; those of open waves as their runners tell."""
+    told = [report.phases[phase] for reports in at_work.values() for report in reports if phase in report.phases]
+    known = status["done"] + status["failed"] + status["blocked"] + sum(part.committed + part.bad for part in told)
+    return min(known, status["total"])
+
+
+def _row(wave: str, state: str, told: list[WaveReport], id: UUID | None) -> str:
+    """A line of the table of waves."""
+    percent = sum(report.percent for report in told) / len(told) if told else 0.0
+    bad = sum(phase.bad for report in told for phase in report.phases.values())
+    each = [report.gpu_seconds_each for report in told]
+    price = f"{sum(known):.2f}" if (known := [one for one in each if one is not None]) else "…"
+    left = duration(told[-1].seconds_left) if told and state == "at work" else ""
+    failed = [shard for report in told for shard in report.failed]
+    first = f"{len(failed)}, first {escape(failed[0]['shard'])}: {failed[0]['cause']}" if failed else "0"
+    made = sum(report.committed for report in told)
+    cells = [run_link("flow-run", id, wave), escape(state), f"{percent:.0f}%", made, bad, price, left, first]
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def tell_over_budget(config: RunConfig, run: str) -> None:
+    """An event for Prefect's automations (infra/automations.yaml): this flow run stands still over its error budget."""
+    opened = open_run(config.output, run)
+    failed = [
+        f"{phase} {record['id']}: {record['error']}"
+        for phase in ALL_PHASES
+        for record in read_failures(opened, phase, _SHOWN_FAILURES)
+    ]
+    emit_event(
+        event=OVER_BUDGET_EVENT,
+        resource={"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.name": flow_run.name},
+        payload={"run": run, "failed_samples": failed},
+    )

@@ -1,0 +1,66 @@
+"""prefect.yaml and infra/automations.yaml say what the code can take."""
+
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+import yaml
+from prefect.exceptions import ObjectNotFound
+
+from fastvideo.v1.dataset.config import parse_config
+from flows import automations
+
+ROOT = Path(__file__).parents[2]
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_a_deployment_runs_a_flow_with_a_config_that_it_takes(deployment):
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    flow = getattr(import_module(module), name)
+    assert deployment["enforce_parameter_schema"] and "fastvideo" in deployment["tags"]
+    if config := deployment.get("parameters", {}).get("config"):
+        parsed = parse_config(config)
+        flow.validate_parameters({"config": config})
+        waves = {f"run-wave/{other['name']}" for other in DEPLOYMENTS if "wave" in other["tags"]}
+        assert parsed.pools.wave is None or parsed.pools.wave in waves
+
+
+class FakeServer:
+    def __init__(self, blocks):
+        self.blocks, self.automations = blocks, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def read_block_document_by_name(self, name, kind):
+        if f"{kind}/{name}" not in self.blocks:
+            raise ObjectNotFound(Exception("no such block"))
+        return SimpleNamespace(id=self.blocks[f"{kind}/{name}"])
+
+    def read_automations_by_name(self, name):
+        return [automation for automation in self.automations if automation.name == name]
+
+    def delete_automation(self, id):
+        self.automations = [automation for automation in self.automations if automation.id != id]
+
+    def create_automation(self, automation):
+        self.automations.append(SimpleNamespace(**dict(automation), id=uuid4()))
+
+
+def test_automations_are_set_once_however_often_they_are_applied(monkeypatch):
+    server = FakeServer({})
+    monkeypatch.setattr(automations, "get_client", lambda sync_client: server)
+    lines = automations.apply_automations(ROOT / "infra" / "automations.yaml")
+    assert [line.partition(":")[2] for line in lines[:2]] == [" set", " set"]
+    assert "left out, for there is no block slack-webhook/fastvideo" in lines[2]
+    server.blocks["slack-webhook/fastvideo"] = uuid4()
+    automations.apply_automations(ROOT / "infra" / "automations.yaml")
+    names = [automation.name for automation in server.automations]
+    assert names == ["fastvideo-lost-host", "fastvideo-crashed-run", "fastvideo-over-error-budget"]
+    assert server.automations[2].actions[0].block_document_id == server.blocks["slack-webhook/fastvideo"]

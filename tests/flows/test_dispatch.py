@@ -1,0 +1,145 @@
+"""Waves as flow runs of deployments: which are started, how often, and what a lost one costs."""
+
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from prefect import State
+from prefect.states import Cancelled, Crashed, Scheduled
+
+from fastvideo.v1.dataset.config import PoolsConfig, RunConfig
+from fastvideo.v1.dataset.open_waves import open_waves
+from fastvideo.v1.dataset.run import open_run
+from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+from flows import dispatch
+from flows.dispatch import Leg, legs
+from flows.generate_dataset import RunIncomplete, generate_dataset
+from flows.run_wave import run_wave
+
+
+class FakeServer:
+    """Stands for deployments and their workers: a flow run is run when it is asked after."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, SimpleNamespace] = {}
+        self.started: list[str] = []
+        self.outcomes: list[State | None] = []  # of the next flow runs; None: it runs to its end
+        self.most_at_once = 0
+        self.dies = False
+
+    def run_deployment(self, name, *, parameters, flow_run_name, tags, idempotency_key, timeout):
+        if idempotency_key not in self.runs:
+            self.runs[idempotency_key] = SimpleNamespace(id=uuid4(), state=Scheduled(), parameters=parameters)
+            self.started.append(name)
+        return self.runs[idempotency_key]
+
+    def read_flow_runs(self, *, flow_run_filter):
+        if self.dies:
+            raise KeyboardInterrupt
+        asked = [run for run in self.runs.values() if run.id in flow_run_filter.id.any_]
+        waiting = [run for run in asked if not run.state.is_final()]
+        self.most_at_once = max(self.most_at_once, len(waiting))
+        for run in waiting:
+            outcome = self.outcomes.pop(0) if self.outcomes else None
+            run.state = outcome or run_wave(**run.parameters, return_state=True)
+        return asked
+
+
+@pytest.fixture
+def server(monkeypatch) -> FakeServer:
+    fake = FakeServer()
+    monkeypatch.setattr(dispatch, "run_deployment", fake.run_deployment)
+    monkeypatch.setattr(dispatch, "get_client", lambda sync_client: fake)
+    monkeypatch.setattr(dispatch, "_POLL_SECONDS", 0.0)
+    return fake
+
+
+@pytest.fixture
+def config(tmp_path, write_prompts):
+    def make(count=8, pools=None, **values):
+        values = {"shard_size": 2, "wave_size": 2, **values}
+        pools = PoolsConfig(**(pools or {"wave": "run-wave/gpu"}))
+        return RunConfig(prompts=write_prompts(count), output=str(tmp_path / "out"), pools=pools, **values)
+
+    return make
+
+
+def test_a_phase_of_its_own_pool_is_a_flow_run_of_its_own():
+    pools = PoolsConfig(wave="w/gpu", encode="w/small")
+    assert legs(pools, ALL_PHASES) == [Leg("w/small", (Phase.ENCODE,)), Leg("w/gpu", (Phase.DENOISE, Phase.DECODE))]
+    assert legs(pools, [Phase.DECODE]) == [Leg("w/gpu", (Phase.DECODE,))]
+    assert legs(PoolsConfig(), ALL_PHASES) == []
+
+
+def test_every_phase_needs_a_pool_or_none():
+    with pytest.raises(ValueError, match=r"pools.decode has no deployment; set it, or pools.wave"):
+        PoolsConfig(encode="w/a", denoise="w/b")
+
+
+@pytest.mark.usefixtures("prefect_harness")
+class TestRuns:
+    def test_waves_at_once_share_no_sample(self, server, jobs, config):
+        assert generate_dataset(config(10))["exit_code"] == 0
+        assert server.most_at_once == 2 and server.started == ["run-wave/gpu"] * 3
+        assert set(jobs.commits.values()) == {1} and len(jobs.commits) == 11 + 10 + 10
+
+    def test_phases_follow_each_other_through_their_pools(self, server, jobs, config):
+        pools = {"encode": "run-wave/small", "denoise": "run-wave/large", "decode": "run-wave/any"}
+        assert generate_dataset(config(4, pools))["exit_code"] == 0
+        assert server.started == ["run-wave/small", "run-wave/small", *["run-wave/large"] * 2, *["run-wave/any"] * 2]
+        assert jobs.commits.keys() >= {f"{phase}/{id}" for phase in ("denoise", "decode") for id in ids(config(4))}
+
+    def test_what_a_lost_wave_leaves_is_cut_again(self, server, jobs, config):
+        server.outcomes = [Crashed(), None, Cancelled()]
+        assert generate_dataset(config(10))["exit_code"] == 0
+        assert set(jobs.commits.values()) == {1}
+        assert len(server.started) == 6
+        assert open_waves(open_run(config(10).output)) == []
+
+    def test_no_wave_follows_three_that_were_lost(self, server, jobs, config):
+        server.outcomes = [Crashed()] * 99
+        with pytest.raises(RunIncomplete, match="decode 10"):
+            generate_dataset(config(10))
+        assert len(server.started) <= 4 and not jobs.launched
+
+    def test_a_restarted_run_takes_up_the_waves_of_its_former_life(self, server, jobs, config):
+        server.dies = True
+        with pytest.raises(KeyboardInterrupt):
+            generate_dataset(config(8))
+        assert len(server.started) == 2 and not jobs.launched
+        server.dies = False
+        assert generate_dataset(config(8))["exit_code"] == 0
+        assert len(server.started) == 2, "the flow runs of the former life did the work"
+        assert set(jobs.commits.values()) == {1}
+
+    def test_a_wave_that_is_closed_ends(self, server, jobs, config, monkeypatch):
+        monkeypatch.setattr("tasks.wave_watch._LOOK_SECONDS", 0.0)
+        server.dies = True
+        with pytest.raises(KeyboardInterrupt):
+            generate_dataset(config(8))
+        server.dies = False
+        run = open_run(config(8).output)
+        first, second = open_waves(run)
+        jobs.before_commit = lambda: [
+            run.output.delete(info.path) for info in run.output.list(f"runs/{run.name}/waves")
+        ]
+        told = run_wave(config(8), run.name, first)
+        assert told["end"] == "closed by whoever started it" and jobs.launched == ["encode-0000"]
+        assert run_wave(config(8), run.name, second)["shards"] == 0
+
+    def test_a_wave_over_its_error_budget_ends_the_run(self, server, jobs, config, monkeypatch):
+        monkeypatch.setattr("tasks.wave_watch._LOOK_SECONDS", 0.0)
+        jobs.bad_ids = _Everything()
+        with pytest.raises(RunIncomplete, match="over the error budget of a wave"):
+            generate_dataset(config(20, error_budget=0.5, text_shard_size=1))
+        assert len(server.started) == 2, "no wave follows"
+        assert jobs.launched and not any(name.startswith("denoise") for name in jobs.launched)
+
+
+class _Everything(set):
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def ids(config):
+    return [sample.id for sample in open_run(config.output).iter_samples()]
