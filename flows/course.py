@@ -11,20 +11,29 @@ class Course:
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         self.goes_on = True
+        self.is_counted = True  # whether the counts are those after the last wave
         self._counts = {name: start[name] for name in ("phases", "exit_code")}
         self._failed_shards: list[dict[str, str]] = []
         self._is_over_budget = False
         self._lost = 0
 
-    def take(self, closed: Mapping[str, Any], lost: str | None) -> None:
-        """Notes a wave: the reports of its runners, the run's counts after it, and whether its flow run was lost.
+    def count(self, status: Mapping[str, Any]) -> None:
+        """Notes the run's counts by a scan."""
+        self._counts = {name: status[name] for name in self._counts}
+        self.is_counted = True
 
-        No other follows one that ran to its end and changed nothing, nor one over its error budget. Where waves end
-        together, the counts after the first hold what all of them made: the others' own word is taken, too.
+    def take(self, closed: Mapping[str, Any], lost: str | None) -> None:
+        """Notes a wave: the reports of its runners, and whether its flow run was lost.
+
+        Where these tell of nothing new, the run's counts are there. No other wave follows one that ran to its end and
+        changed nothing, nor one over its error budget. Where waves end together, the counts after the first hold what
+        all of them made: the others' own word is taken, too.
         """
         made = sum(phase["committed"] for report in closed["reports"] for phase in report["phases"].values())
-        has_changed = closed["phases"] != self._counts["phases"] or made > 0
-        self._counts = {name: closed[name] for name in self._counts}
+        has_changed = made > 0 or "phases" not in closed or closed["phases"] != self._counts["phases"]
+        self.is_counted = False
+        if "phases" in closed:
+            self.count(closed)
         self._failed_shards = [shard for report in closed["reports"] for shard in report["failed"]]
         self._is_over_budget |= any(report["is_over_budget"] for report in closed["reports"])
         self._lost = self._lost + 1 if lost and not has_changed else 0
@@ -32,5 +41,5 @@ class Course:
         self.goes_on = self.goes_on and not is_futile and not self._is_over_budget
 
     def summary(self) -> dict[str, Any]:
-        """The counts after the last wave, the shards that failed in it, and whether some wave was over its budget."""
+        """The counts by the last scan, the shards that failed in it, and whether some wave was over its budget."""
         return {**self._counts, "failed_shards": self._failed_shards, "over_budget": self._is_over_budget}

@@ -42,8 +42,8 @@ class Waves(Protocol):
 
     working: dict[str, UUID | None]
 
-    def take_up(self) -> None:
-        """Goes on with those that a former life left open."""
+    def left_open(self) -> list[str]:
+        """The waves of a former life that are to be started again, oldest first."""
 
     def start(self, wave: str) -> None:
         """Has a wave worked on."""
@@ -62,8 +62,9 @@ class WavesHere:
         self.working: dict[str, UUID | None] = {}
         self._config, self._run = config, run
 
-    def take_up(self) -> None:
-        """Nothing: another process may be at work on what lies there."""
+    def left_open(self) -> list[str]:
+        """None: another process may be at work on what lies there."""
+        return []
 
     def start(self, wave: str) -> None:
         """Runs a wave to its end."""
@@ -104,10 +105,9 @@ class WavesOnPools:
         self._legs: dict[str, list[Leg]] = {}
         self._heard = time.monotonic()
 
-    def take_up(self) -> None:
-        """Starts every open wave under its own key, which finds the flow runs that there are."""
-        for wave in find_open_waves(self._config.output, self._run):
-            self.start(wave)
+    def left_open(self) -> list[str]:
+        """All that are open: to start one again, under its own key, finds the flow run that there is."""
+        return find_open_waves(self._config.output, self._run)
 
     def start(self, wave: str) -> None:
         """Starts the first flow run of a wave."""

@@ -1,6 +1,7 @@
 """From prompts to a video data set: plan, wave after wave, publish."""
 
 import uuid
+from collections import deque
 from typing import Any
 
 from prefect import flow
@@ -12,7 +13,7 @@ from flows.course import Course
 from flows.dispatch import Waves, WavesHere, WavesOnPools
 from flows.hooks import cancel_waves
 from tasks.events import listening, report
-from tasks.plan import close_leftovers, close_wave, cut_waves, plan, take_up_failed
+from tasks.plan import close_wave, cut_waves, drop_waves, plan, take_stock, take_up_failed
 from tasks.publish import publish
 from tasks.run_view import RunView, tell_over_budget
 
@@ -60,7 +61,7 @@ def _complete(config: RunConfig, start: dict[str, Any]) -> dict[str, Any]:
         _run_waves(config, start["run"], waves, view, course)
     summary = {**start, **course.summary()}
     if summary["exit_code"] != 3:
-        close_leftovers(config.output, start["run"])
+        drop_waves(config.output, start["run"])  # those that lives which were killed have left
     if summary["phases"]["decode"]["done"]:
         summary["published"] = publish(config.output, start["run"])
     if summary["over_budget"]:
@@ -71,23 +72,35 @@ def _complete(config: RunConfig, start: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_waves(config: RunConfig, run: str, waves: Waves, view: RunView, course: Course) -> None:
-    waves.take_up()
-    number, may_cut = 0, True
+    """Runs waves while there are any and they change anything.
+
+    One scan cuts as many as were cut before it. So a run of n waves scans its stores log n times, which together costs
+    little more than the last scan, and the sizes of shards still follow what was measured.
+    """
+    ready, number, may_cut = deque(waves.left_open()), 0, True
     while True:
-        room = config.pools.num_waves - len(waves.working)
-        if may_cut and room > 0 and course.goes_on and number < _MOST_WAVES:
-            names = cut_waves(config, run, number, room, [*waves.working])
-            for wave in names:
-                waves.start(wave)
-            number, may_cut = number + len(names), len(names) == room
+        while course.goes_on and len(waves.working) < config.pools.num_waves:
+            if not ready and may_cut and number < _MOST_WAVES:
+                cut = cut_waves(config, run, number, max(config.pools.num_waves, number), [*waves.working])
+                ready.extend(cut["waves"])
+                number, may_cut = number + len(ready), bool(ready)
+                course.count(cut)
+                view.count(cut)
+            if not ready:
+                break
+            waves.start(ready.popleft())
         if not waves.working:
-            return
+            break
         for ended in waves.wait():
             closed = close_wave(config.output, run, ended.wave)
             course.take(closed, ended.lost)
             view.close_wave(ended.wave, ended.lost, ended.flow_run_id, closed)
             may_cut = True
         report("tick")
+    if ready:
+        drop_waves(config.output, run, [*ready])
+    if not course.is_counted:
+        course.count(take_stock(config.output, run))
 
 
 def _pause(config: RunConfig, summary: dict[str, Any]) -> None:

@@ -52,23 +52,32 @@ def find_open_waves(output: str, run: str) -> list[str]:
 
 
 @storage_task()
-def close_leftovers(output: str, run: str) -> int:
-    """Removes what lives that were killed have left open, of a run that lacks nothing; returns how many waves."""
+def drop_waves(output: str, run: str, waves: Sequence[str] | None = None) -> None:
+    """Removes the folders of waves that nobody is to run: of all, where the run lacks nothing."""
     opened = open_run(output, run)
-    waves = open_waves.open_waves(opened)
-    for wave in waves:
+    for wave in open_waves.open_waves(opened) if waves is None else waves:
         open_waves.close_wave(opened, wave)
-    return len(waves)
 
 
 @storage_task(task_run_name="cut-waves-{first}")
-def cut_waves(config: RunConfig, run: str, first: int, count: int, others: Sequence[str] = ()) -> list[str]:
-    """Writes the shards of the next waves, of what no wave of ``others`` holds: ``count``, or what can be made."""
+def cut_waves(config: RunConfig, run: str, first: int, count: int, others: Sequence[str] = ()) -> dict[str, Any]:
+    """The run's counts by a scan of its stores, and the next ``waves``: ``count``, or what can be made.
+
+    Their shards are written, of what no wave of ``others`` holds.
+    """
     opened = open_run(config.output, run)
     choices = choose_phase_layouts(config, describe_pipeline(config.engine.model_path), opened.sampling)
     held = open_waves.read_held(opened, others) if others else open_waves.NOTHING_HELD
-    waves = write_waves(opened, _index(opened, scan(opened)), config, first, count, choices, held)
-    return [shards[0].wave for shards in waves]
+    found = _index(opened, scan(opened))
+    waves = [shards[0].wave for shards in write_waves(opened, found, config, first, count, choices, held)]
+    return {"waves": waves, **summarize(opened, found).to_dict()}
+
+
+@storage_task()
+def take_stock(output: str, run: str) -> dict[str, Any]:
+    """The run's counts by a scan of its stores."""
+    opened = open_run(output, run)
+    return summarize(opened, _index(opened, scan(opened))).to_dict()
 
 
 @storage_task(task_run_name="open-{wave}")
@@ -79,11 +88,18 @@ def open_wave(output: str, run: str, wave: str) -> list[WaveShard]:
 
 @storage_task(task_run_name="close-{wave}")
 def close_wave(output: str, run: str, wave: str) -> dict[str, Any]:
-    """Removes the folder of a wave; returns what its runners have told and the run's counts after it."""
+    """Removes the folder of a wave; returns what its runners have told.
+
+    Where that is nothing new, then also the run's counts by a scan, for whoever has to judge whether to go on: scans
+    after every wave would take time that grows with the square of the run.
+    """
     opened = open_run(output, run)
-    reports = [report.to_dict() for report in read_reports(opened, wave)]
+    reports = read_reports(opened, wave)
     open_waves.close_wave(opened, wave)
-    return {"reports": reports, **summarize(opened, _index(opened, scan(opened))).to_dict()}
+    told = {"reports": [report.to_dict() for report in reports]}
+    if any(phase.committed or phase.bad for report in reports for phase in report.phases.values()):
+        return told
+    return {**told, **summarize(opened, _index(opened, scan(opened))).to_dict()}
 
 
 def _index(run: Run, found: Scan) -> Scan:

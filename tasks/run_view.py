@@ -1,7 +1,8 @@
 """The whole run in Prefect's UI, wherever its waves are worked on: from storage and what their runners tell."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +31,7 @@ class RunView:
         self._run = open_run(config.output, start["run"])
         self._working = working
         self._status = self._before = start["phases"]
+        self._uncounted: list[WaveReport] = []  # of waves that ended since the last scan
         self._past: list[str] = []
         self._began = self._shown = time.monotonic()
         self._bar = LiveArtifact("progress", f"progress-{self._run.name}", f"Run {self._run.name}")
@@ -40,21 +42,28 @@ class RunView:
         if event["event"] == "tick" and time.monotonic() - self._shown > _SHOW_SECONDS:
             self.show()
 
+    def count(self, status: Mapping[str, Any]) -> None:
+        """Notes the run's counts by a scan."""
+        self._status, self._uncounted = status["phases"], []
+
     def close_wave(self, wave: str, lost: str | None, flow_run_id: UUID | None, closed: Mapping[str, Any]) -> None:
-        """Notes a wave's end, and the run's counts after it."""
-        self._status = closed["phases"]
+        """Notes a wave's end."""
         told = [WaveReport.from_dict(report) for report in closed["reports"]]
+        self._uncounted += told
+        if "phases" in closed:
+            self.count(closed)
         self._past.append(_row(wave, lost or "ended", told, flow_run_id))
         self.show()
 
     def show(self) -> None:
-        """Shows the run: its counts by the last scan, and since then what the waves at work tell."""
+        """Shows the run: its counts by the last scan, and what waves have told since then."""
         self._shown = time.monotonic()
         try:
             at_work = {wave: read_reports(self._run, wave) for wave in self._working}
         except StoreUnavailable:
             return  # whoever needs the store will say so
-        counts = {phase: _decided(phase, self._status[phase], at_work) for phase in self._status}
+        told = [*self._uncounted, *chain(*at_work.values())]
+        counts = {phase: _decided(phase, self._status[phase], told) for phase in self._status}
         total = sum(counts["total"] for counts in self._status.values())
         self._bar.show(round(100.0 * sum(counts.values()) / total, 1) if total else 100.0)
         rows = [_row(wave, "at work", told, self._working[wave]) for wave, told in at_work.items()]
@@ -90,9 +99,9 @@ class RunView:
         )
 
 
-def _decided(phase: str, status: Mapping[str, int], at_work: Mapping[str, list[WaveReport]]) -> int:
-    """Rows of a phase that are made, failed or blocked; those of open waves as their runners tell."""
-    told = [report.phases[phase] for reports in at_work.values() for report in reports if phase in report.phases]
+def _decided(phase: str, status: Mapping[str, int], reports: Sequence[WaveReport]) -> int:
+    """Rows of a phase that are made, failed or blocked; those since the last scan as the runners of waves tell."""
+    told = [report.phases[phase] for report in reports if phase in report.phases]
     known = status["done"] + status["failed"] + status["blocked"] + sum(part.committed + part.bad for part in told)
     return min(known, status["total"])
 

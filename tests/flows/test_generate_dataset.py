@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import fastvideo
+import tasks.plan
 from fastvideo.v1.dataset.config import RunConfig, VideoConfig, config_values, parse_config
 from fastvideo.v1.dataset.layout import video_path
 from fastvideo.v1.dataset.run import open_run
@@ -56,6 +57,16 @@ def test_waves_follow_each_other(jobs, config):
     assert seen.count("wave") == 2 and seen[0] == "planned"
     run = open_run(config().output)
     assert not run.output.list(f"runs/{run.name}/waves"), "a wave's shards are cleared away"
+
+
+def test_a_scan_cuts_as_many_waves_as_were_cut_before_it(jobs, config, monkeypatch):
+    scans, scan = [], tasks.plan.scan
+    monkeypatch.setattr("tasks.plan.scan", lambda run: scans.append(run) or scan(run))
+    seen = []
+    with listening(lambda event: seen.append(event["event"])):
+        assert generate_dataset(config(count=16, wave_size=2))["exit_code"] == 0
+    assert seen.count("wave") == 4 and len(scans) == 4, "before waves 0, 1 and 2, and at the end"
+    assert set(jobs.commits.values()) == {1}
 
 
 def test_a_failed_shard_stops_no_other_and_the_run_says_so(jobs, config):
