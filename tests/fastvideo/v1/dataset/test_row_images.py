@@ -170,7 +170,7 @@ def test_bad_images_are_rejected_with_file_and_line(tmp_path, make_image_config)
     expected = {
         2: "gone.png' does not exist",
         3: "cannot be decoded (30 bytes)",
-        4: "no kind of image that Pillow knows",
+        4: "no image of a kind we read",
         5: "bytes go in Parquet or Arrow",
         6: "bytes go in Parquet or Arrow",
         7: "they go in Parquet or Arrow",
@@ -216,7 +216,7 @@ def test_a_source_that_cannot_be_read_now_is_as_good_as_gone(tmp_path, make_imag
         time.sleep(0.2)
         return list_runs(output)
 
-    def refuse(source):
+    def refuse(source, **_):
         raise BadImage(f"image {source!r} cannot be read: the server answers 503")
 
     monkeypatch.setattr(row_images, "list_runs", list_slowly)
@@ -232,7 +232,7 @@ def test_a_plan_that_ends_reads_no_further_image(tmp_path, make_image_config, mo
     run = plan_run(make_image_config(row("x", "a.png"))).run
     read = []
 
-    def fail(source):
+    def fail(source, **_):
         read.append(source)
         time.sleep(0.2)
         raise StoreUnavailable(source)
@@ -240,7 +240,7 @@ def test_a_plan_that_ends_reads_no_further_image(tmp_path, make_image_config, mo
     monkeypatch.setattr(row_images, "read_image", fail)
     rows = (PromptRow(f"p{number}", f"rows:{number}", image=f"{number}.png") for number in range(100))
     with pytest.raises(StoreUnavailable):
-        list(RowImages(run, "required", write=True).look_up(rows))
+        list(RowImages(run, "required", "p.jsonl", write=True).look_up(rows))
     assert len(read) <= 24, "those under way, and not the 32 that were to come"
 
 
@@ -291,7 +291,7 @@ def test_few_images_are_in_memory_at_once(tmp_path, make_image_config) -> None:
         for taken in range(1, 201):
             yield PromptRow(f"p{taken}", f"rows:{taken}", image=png())
 
-    for given, (found, digest) in enumerate(RowImages(run, "required", write=False).look_up(rows()), 1):
+    for given, (found, digest) in enumerate(RowImages(run, "required", "p.jsonl", write=False).look_up(rows()), 1):
         assert digest == hashlib.sha256(found.image).hexdigest() and taken - given <= 32
     assert given == 200
 
