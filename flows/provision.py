@@ -1,4 +1,4 @@
-"""What a fresh store and a fresh Prefect server lack: the bucket, the work pools, the deployments of prefect.yaml.
+"""What a fresh store and a fresh Prefect server lack: the bucket, the process pool, its deployments.
 
 ``python -m flows.provision --storage s3://BUCKET`` makes them for the servers that the environment names.
 """
@@ -14,13 +14,8 @@ from typing import Any
 import httpx
 import yaml
 
+POOL = "fastvideo"
 PREFECT_YAML = Path("prefect.yaml")
-POOL = "fastvideo"  # the one of processes; those of containers belong to other clusters
-
-
-def read_pools() -> list[str]:
-    """The work pools that the deployments name."""
-    return sorted({deployment["work_pool"]["name"] for deployment in _declared()})
 
 
 def provision(env: Mapping[str, str], storage: str) -> None:
@@ -31,13 +26,13 @@ def provision(env: Mapping[str, str], storage: str) -> None:
     """
     _make_bucket(env, storage.removeprefix("s3://"))
     with httpx.Client(base_url=f"{env['PREFECT_API_URL']}/", trust_env=False, timeout=60.0) as api:
-        pools = {pool["name"] for pool in _post(api, "work_pools/filter")}
-        for pool in read_pools():
-            if pool not in pools:
-                _prefect(env, "work-pool", "create", "--type", "process", pool)
+        if POOL not in {pool["name"] for pool in _post(api, "work_pools/filter")}:
+            # Its first worker fills in what a job of the pool is made of.
+            api.post("work_pools/", json={"name": POOL, "type": "process"}).raise_for_status()
         names = {deployment["name"] for deployment in _post(api, "deployments/filter")}
-        if new := [deployment["name"] for deployment in _declared() if deployment["name"] not in names]:
-            _prefect(env, "--no-prompt", "deploy", *(word for name in new for word in ("--name", name)))
+        if new := [name for name in _declared() if name not in names]:
+            _python(env, "prefect", "--no-prompt", "deploy", *(word for name in new for word in ("--name", name)))
+            _python(env, "flows.automations")
         for deployment in _post(api, "deployments/filter"):
             if deployment["name"] in new:
                 _move_output(api, deployment, storage)
@@ -56,11 +51,12 @@ def _make_bucket(env: Mapping[str, str], name: str) -> None:
         s3.mkdir(name)
 
 
-def _declared() -> list[dict[str, Any]]:
+def _declared() -> list[str]:
+    """The deployments on the pool that workers of this environment serve."""
     if not PREFECT_YAML.exists():
         raise ValueError(f"{PREFECT_YAML} is not in {Path.cwd()}; start from the repository's root")
-    deployments: list[dict[str, Any]] = yaml.safe_load(PREFECT_YAML.read_text())["deployments"]
-    return [deployment for deployment in deployments if deployment["work_pool"]["name"] == POOL]
+    deployments = yaml.safe_load(PREFECT_YAML.read_text())["deployments"]
+    return [deployment["name"] for deployment in deployments if deployment["work_pool"]["name"] == POOL]
 
 
 def _move_output(api: httpx.Client, deployment: Mapping[str, Any], storage: str) -> None:
@@ -81,12 +77,12 @@ def _post(api: httpx.Client, path: str) -> list[dict[str, Any]]:
     return found
 
 
-def _prefect(env: Mapping[str, str], *arguments: str) -> None:
-    command = [sys.executable, "-m", "prefect", *arguments]
+def _python(env: Mapping[str, str], *arguments: str) -> None:
+    command = [sys.executable, "-m", *arguments]
     ended = subprocess.run(command, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     if ended.returncode:
         said = " ".join(f"{ended.stdout} {ended.stderr}".split())
-        raise ValueError(f"`prefect {' '.join(arguments)}` failed: {said}")
+        raise ValueError(f"`python -m {' '.join(arguments)}` failed: {said}")
 
 
 def main() -> None:

@@ -19,13 +19,13 @@ from pathlib import Path
 import httpx
 
 from fastvideo.v1.worker.process import kill_marked
-from flows.provision import provision, read_pools
+from flows.provision import POOL, provision
 from flows.supervisor import Program, Supervisor
 
 BUCKET = "videos"
 MARK = "FASTVIDEO_STACK"
 _HOST = "127.0.0.1"
-_SERVER_SETTINGS = Path("infra/prefect-server.env")
+_SETTINGS = Path("infra/prefect.env")
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True, help="the folder of all its data")
     parser.add_argument("--port", type=int, default=4200, help="of Prefect's API and UI")
     parser.add_argument("--s3-port", type=int, default=8333, help="of S3; SeaweedFS also takes the three after it")
-    parser.add_argument("--workers", type=int, default=1, help="for each work pool")
+    parser.add_argument("--workers", type=int, default=1, help="how many serve the work pool")
     try:
         options = vars(parser.parse_args())
         run(Stack(**{**options, "home": options["home"].resolve()}))
@@ -76,7 +76,7 @@ def run(stack: Stack) -> None:
         kill_marked(*mark)  # what a stack that was killed itself may have left
         for port in (stack.port, *_weed_ports(stack).values()):
             _check_free(port)
-        env = {**os.environ, **_server_settings(), **write_environment(stack), "PREFECT_WORKER_QUERY_SECONDS": "5"}
+        env = {**os.environ, **_settings(), **write_environment(stack)}
         logs = stack.home / "logs"
         logs.mkdir(exist_ok=True)
         supervisor = Supervisor(env, mark, logs, _say)
@@ -135,10 +135,10 @@ def write_environment(stack: Stack) -> dict[str, str]:
     return variables
 
 
-def _server_settings() -> dict[str, str]:
-    if not _SERVER_SETTINGS.exists():
-        raise ValueError(f"{_SERVER_SETTINGS} is not in {Path.cwd()}; start from the repository's root")
-    return _read_variables(_SERVER_SETTINGS)
+def _settings() -> dict[str, str]:
+    if not _SETTINGS.exists():
+        raise ValueError(f"{_SETTINGS} is not in {Path.cwd()}; start from the repository's root")
+    return _read_variables(_SETTINGS)
 
 
 def _read_variables(path: Path) -> dict[str, str]:
@@ -170,18 +170,17 @@ def _prefect_server(stack: Stack) -> Program:
     return Program(
         name="prefect-server",
         command=command,
-        is_ready=lambda: _is_healthy(f"{stack.ui}/api/health"),
-        ready_within=300.0,
+        is_ready=_healthy(stack),
+        ready_within=900.0,
     )
 
 
 def _workers(stack: Stack) -> Iterator[Program]:
-    for pool in read_pools():
-        for number in range(1, stack.workers + 1):
-            name = f"worker-{pool}-{number}"
-            command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
-            # Time for the jobs of its flows to save their step.
-            yield Program(name=name, command=[*command, "--type", "process"], grace=20.0)
+    for number in range(1, stack.workers + 1):
+        name = f"worker-{number}"
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", name]
+        # Time for the jobs of its flows to save their step.
+        yield Program(name=name, command=[*command, "--type", "process"], grace=20.0)
 
 
 def _listening(*ports: int) -> Callable[[], bool]:
@@ -195,11 +194,16 @@ def _listening(*ports: int) -> Callable[[], bool]:
     return all_answer
 
 
-def _is_healthy(url: str) -> bool:
-    try:
-        return httpx.get(url, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
+def _healthy(stack: Stack) -> Callable[[], bool]:
+    is_listening = _listening(stack.port)
+
+    def is_healthy() -> bool:
+        try:
+            return is_listening() and httpx.get(f"{stack.ui}/api/health", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    return is_healthy
 
 
 def _say(line: str) -> None:

@@ -18,7 +18,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group("end_to_end"))  # one Prefect server and one undisturbed run for all
+            # One Prefect server and one undisturbed run for all, but for the night, which has a stack of its own.
+            item.add_marker(pytest.mark.xdist_group("night" if item.path.name == "test_night.py" else "end_to_end"))
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def test_compose_stack_holds_no_secret_and_does_not_start_without() -> None:
 def test_server_settings_are_ones_that_prefect_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import Settings
 
-    lines = [line for line in (INFRA / "prefect-server.env").read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in (INFRA / "prefect.env").read_text().splitlines() if not line.startswith("#")]
     for name, value in (line.split("=") for line in lines):
         monkeypatch.setenv(name, value)
     recorder = Settings().server.services.task_run_recorder

@@ -91,6 +91,16 @@ def test_every_variable_is_used_and_described(template: dict[str, Any]) -> None:
         assert said["title"] and said["description"]
 
 
+def test_deployments_set_what_the_template_has(template: dict[str, Any]) -> None:
+    declared = yaml.safe_load((FOLDER.parents[1] / "prefect.yaml").read_text())["deployments"]
+    pools = [one["work_pool"] for one in declared if one["work_pool"]["name"] == "fastvideo-kubernetes"]
+    assert pools
+    for pool in pools:
+        assert set(pool.get("job_variables", {})) <= set(template["variables"]["properties"])
+    *_, worker = yaml.safe_load_all((FOLDER / "worker.yaml").read_text())
+    assert "fastvideo-kubernetes" in worker["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
 def test_template_makes_a_valid_job_with_gpus(template: dict[str, Any]) -> None:
     manifest = filled(
         template,
