@@ -27,8 +27,7 @@ def provision(env: Mapping[str, str], storage: str) -> None:
     _make_bucket(env, storage.removeprefix("s3://"))
     with httpx.Client(base_url=f"{env['PREFECT_API_URL']}/", trust_env=False, timeout=60.0) as api:
         if POOL not in {pool["name"] for pool in _post(api, "work_pools/filter")}:
-            # Its first worker fills in what a job of the pool is made of.
-            api.post("work_pools/", json={"name": POOL, "type": "process"}).raise_for_status()
+            _make_pool(api)
         names = {deployment["name"] for deployment in _post(api, "deployments/filter")}
         if new := [name for name in _declared() if name not in names]:
             _python(env, "prefect", "--no-prompt", "deploy", *(word for name in new for word in ("--name", name)))
@@ -49,6 +48,15 @@ def _make_bucket(env: Mapping[str, str], name: str) -> None:
     )
     if not s3.exists(name):
         s3.mkdir(name)
+
+
+def _make_pool(api: httpx.Client) -> None:
+    """With its template: were it left to the workers, those that start together would lock SQLite for a minute."""
+    kinds = api.get("collections/views/aggregate-worker-metadata")
+    kinds.raise_for_status()
+    template = kinds.json()["prefect"]["process"]["default_base_job_configuration"]
+    pool = {"name": POOL, "type": "process", "base_job_template": template}
+    api.post("work_pools/", json=pool).raise_for_status()
 
 
 def _declared() -> list[str]:
