@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -124,15 +125,31 @@ def kill(process: psutil.Process) -> None:
     process.send_signal(signal.SIGKILL)
 
 
+def flows_of(processes: list[psutil.Process]) -> dict[str, psutil.Process]:
+    """The flow runs that these processes are at work on."""
+    flows = {}
+    for process in processes:
+        with suppress(psutil.Error):
+            if "prefect.engine" in process.cmdline():
+                flows[process.environ()["PREFECT__FLOW_RUN_ID"]] = process
+    return flows
+
+
 def kill_a_wave(stack: RunningStack) -> str:
     """kill -9 of the flow process that runs a wave; returns the id of its flow run."""
-    waves = {run["id"]: run for run in flow_runs(stack, "run-wave") if run["state"]["type"] == "RUNNING"}
-    for process in stack.find("prefect.engine"):
-        id = process.environ()["PREFECT__FLOW_RUN_ID"]
-        if id in waves:
-            kill(process)
-            return id
-    raise AssertionError("no wave is at work")
+    flows = flows_of(stack.processes())
+    waves = [run["id"] for run in flow_runs(stack, "run-wave") if run["state"]["type"] == "RUNNING"]
+    [id, *_] = [wave for wave in waves if wave in flows]
+    kill(flows[id])
+    return str(id)
+
+
+def kill_a_worker(stack: RunningStack) -> set[str]:
+    """kill -9 of a worker; returns the flow runs that it had started: they notice, and leave."""
+    [worker] = stack.find("worker", "start", "worker-1")
+    flows = flows_of(worker.children())
+    kill(worker)
+    return set(flows)
 
 
 def test_a_night(stack: RunningStack, counted_model: Path, begun: Path) -> None:
@@ -142,19 +159,19 @@ def test_a_night(stack: RunningStack, counted_model: Path, begun: Path) -> None:
         wait_until(lambda: count(begun, "denoise") >= samples, f"{samples} samples begun", NIGHT.patience)
 
     wait_for(NIGHT.every)
-    killed_wave = kill_a_wave(stack)
+    lost = {kill_a_wave(stack)}
     wait_for(2 * NIGHT.every)
     kill(wait_until(lambda: stack.find("worker.agent", "denoise"), "a torchrun job", 120)[0])
     wait_for(3 * NIGHT.every)
     kill(stack.find("weed")[0])
     wait_for(4 * NIGHT.every)
-    kill(stack.find("worker", "start", "worker-1")[0])
+    lost |= kill_a_worker(stack)
     state = wait_until(lambda: ended(stack, run_id), "the run ends", NIGHT.patience)
 
     assert state["type"] == "COMPLETED", state
     check_data_set()
-    check_effort(begun)
-    check_story(stack, run_id, killed_wave)
+    check_effort(begun, killed_jobs=1 + len(lost))
+    check_story(stack, run_id, lost)
     assert stack.said().count("was ended by SIGKILL; it starts again") == 2, stack.said()
     assert stack.find("worker", "start", "worker-1") and stack.find("weed"), "both came back"
 
@@ -182,24 +199,26 @@ def check_data_set() -> None:
     assert made_more_than_once(OUTPUT) == []
 
 
-def check_effort(begun: Path) -> None:
-    """Nothing was computed twice but the one sample that each of the two killed jobs had in hand."""
+def check_effort(begun: Path, killed_jobs: int) -> None:
+    """Nothing was computed twice but the one sample that each killed job had in hand."""
     begins = Counter(begun.read_text().splitlines())
     again = {line: times for line, times in begins.items() if times > 1}
     assert len(begins) == 2 * NIGHT.samples
-    assert sum(times - 1 for times in again.values()) <= 2, again
+    assert sum(times - 1 for times in again.values()) <= killed_jobs, again
 
 
-def check_story(stack: RunningStack, run_id: str, killed_wave: str) -> None:
-    """What Prefect's UI says is what happened."""
+def check_story(stack: RunningStack, run_id: str, lost: set[str]) -> None:
+    """What Prefect's UI says is what happened; ``lost`` are the flow runs that were killed, or whose worker was."""
     [run] = [one for one in flow_runs(stack, "generate-dataset") if one["name"] == OUTPUT]
-    assert (run["id"], run["name"], run["auto_scheduled"]) == (run_id, OUTPUT, True)
+    assert (run["id"], run["auto_scheduled"]) == (run_id, True)
     states = {wave["id"]: wave["state"]["type"] for wave in flow_runs(stack, "run-wave")}
-    assert states.pop(killed_wave) == "CRASHED"
-    assert set(states.values()) == {"COMPLETED"}, states
+    crashed = {id for id, state in states.items() if state == "CRASHED"}
+    assert crashed and crashed <= lost, states
+    assert set(states.values()) == {"CRASHED", "COMPLETED"}, states
     tasks = stack.api("task_runs/filter", {"limit": 200})
     retried = [task for task in tasks if task["run_count"] == 2 and task["name"].startswith("denoise")]
-    assert [task["state"]["type"] for task in retried] == ["COMPLETED"], "the shard whose torchrun was killed"
+    assert retried, "the shard whose torchrun was killed"
+    assert all(task["state"]["type"] == "COMPLETED" for task in retried if task["flow_run_id"] not in lost)
     artifacts = {artifact["key"]: artifact for artifact in stack.api("artifacts/latest/filter", {"limit": 200})}
     name = open_run(OUTPUT).name
     assert float(artifacts[f"progress-{name}"]["data"]) == 100.0
