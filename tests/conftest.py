@@ -1,6 +1,7 @@
 """Models that tests run on: the embedded trained one, and a tiny random one written by diffusers."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,12 @@ from fastvideo.data import EMBEDDED_MODEL, PROMPT_LISTS
 from fastvideo.v1.pipelines import registry
 
 pytest_plugins = ["tests.data_sets", "tests.s3_servers", "tests.wan_variants"]
+
+
+def pytest_configure() -> None:
+    """One thread a process, those that tests start included: more wait for each other where two workers share cores."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,52 +1,62 @@
-"""The stage job, one step of which takes ``FAULT_SECONDS``; ``FAULTS`` is a JSON list of what goes wrong on which rank.
-
-Each fault has ``rank``, ``prompt``, ``error``, the ``step`` before which it is raised or None for the end of the
-stage, and ``times``, how often. Every step is told of by an event.
-"""
+"""The stage job with something that goes wrong: run by torchrun, it takes ``FAULTS`` (JSON) and ``FAULT_SECONDS``."""
 
 import json
 import os
+import signal
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fastvideo.v1.pipelines.stages import DenoisingStage
 from fastvideo.v1.worker import stage_job
 
-RANK = int(os.environ["RANK"])
-FAULTS = [fault for fault in json.loads(os.environ["FAULTS"]) if fault["rank"] == RANK]
 ERRORS = {kind.__name__: kind for kind in (ValueError, FloatingPointError, RuntimeError)}
 
 
-class FaultyStage:
-    """``DenoisingStage``'s methods with the faults before them."""
+def fault(rank: int, prompt: str, kind: str, step: int | None = None, times: int = 1) -> dict[str, Any]:
+    """What befalls ``rank`` for so many ``times`` before ``step`` of a prompt, or at the end of the stage: an error or
+    a signal, by name.
+    """
+    return {"rank": rank, "prompt": prompt, "kind": kind, "step": step, "times": times}
 
-    seen = DenoisingStage._seen
-    verify_output = DenoisingStage.verify_output
+
+@contextmanager
+def faulty(rank: int, faults: Sequence[dict[str, Any]], seconds: float) -> Iterator[None]:
+    """Denoising with ``faults``; each step waits for so many ``seconds``, and is told of by an event."""
+    left = [dict(fault) for fault in faults if fault["rank"] == rank]
+    seen, verify_output = DenoisingStage._seen, DenoisingStage.verify_output
 
     def before_step(self, batch, timestep):
-        stage_job.emit("step", rank=RANK, step=batch.step_index)
-        time.sleep(float(os.environ["FAULT_SECONDS"]))
-        fail(batch, batch.step_index)
-        return FaultyStage.seen(self, batch, timestep)
+        stage_job.emit("step", rank=rank, step=batch.step_index)
+        time.sleep(seconds)
+        _befall(left, batch.prompt[0], batch.step_index)
+        return seen(self, batch, timestep)
 
     def at_end(self, batch, fastvideo_args):
-        fail(batch, None)
-        FaultyStage.verify_output(self, batch, fastvideo_args)
+        _befall(left, batch.prompt[0], None)
+        verify_output(self, batch, fastvideo_args)
+
+    with patch.multiple(DenoisingStage, _seen=before_step, verify_output=at_end):
+        yield
 
 
-def fail(batch, step):
-    for fault in FAULTS:
-        if (batch.prompt[0], step) == (fault["prompt"], fault["step"]) and fault["times"]:
+def _befall(faults: Sequence[dict[str, Any]], prompt: str, step: int | None) -> None:
+    for fault in faults:
+        if (prompt, step) == (fault["prompt"], fault["step"]) and fault["times"]:
             fault["times"] -= 1
-            raise ERRORS[fault["error"]]("a fault")
+            if fault["kind"] in ERRORS:
+                raise ERRORS[fault["kind"]]("a fault")
+            os.kill(os.getpid(), signal.Signals[fault["kind"]])
 
 
 @record
 def main() -> None:
-    DenoisingStage._seen = FaultyStage.before_step
-    DenoisingStage.verify_output = FaultyStage.at_end
-    stage_job.main()
+    with faulty(int(os.environ["RANK"]), json.loads(os.environ["FAULTS"]), float(os.environ["FAULT_SECONDS"])):
+        stage_job.main()
 
 
 if __name__ == "__main__":

@@ -33,10 +33,19 @@ def act() -> None:
             time.sleep(float(value))
         elif name == "ignore_sigterm":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        elif name == "kill" and os.environ["RANK"] == value:
-            os.kill(os.getpid(), signal.SIGKILL)
+        elif name == "meet":
+            meet(Path(value))
+        elif name in ("kill", "stop") and os.environ["RANK"] == value:
+            os.kill(os.getpid(), signal.SIGKILL if name == "kill" else signal.SIGSTOP)
         elif name == "raise":
             raise _error(value)
+
+
+def meet(folder: Path) -> None:
+    """Waits for all ranks."""
+    Path(folder, os.environ["RANK"]).touch()
+    while len(list(folder.iterdir())) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.05)
 
 
 def _error(name: str) -> Exception:

@@ -22,6 +22,7 @@ def write_error(path, message):
         ("SignalException: Process 7 got signal: 15", Cause.PREEMPTED),
         ("StoreUnavailable: connection refused", Cause.INFRASTRUCTURE),
         ("RuntimeError: NCCL timeout", Cause.INFRASTRUCTURE),
+        ("RanksOutOfStep: ValueError: a fault (on rank 1; others were not through with it)", Cause.INFRASTRUCTURE),
     ],
 )
 def test_cause_follows_from_the_exception(tmp_path, message, cause):
