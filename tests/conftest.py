@@ -21,6 +21,7 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a file go to one worker, which makes what they share once; slow ones first, so that all end together."""
     num_slow: Counter[str] = Counter()

@@ -1,13 +1,10 @@
-"""A whole data-set run in one process: ``-m tests.end_to_end.all_phases CONFIG_JSON [killed]``.
+"""A whole data-set run in one process."""
 
-``killed`` once the first latents are there: by SIGKILL, while the next are made.
-"""
-
-import json
 import os
 import signal
-import sys
 from typing import Any
+
+import torch
 
 from fastvideo.v1.dataset.config import parse_config
 from fastvideo.v1.dataset.planning import plan_run
@@ -20,6 +17,8 @@ from fastvideo.v1.worker.phase_jobs import JobSettings
 
 
 def main(values: dict[str, Any], killed: bool) -> None:
+    """``killed`` once the first latents are there: by SIGKILL, while the next are made."""
+    torch.set_num_threads(1)
     config = parse_config(values)
     for phase in ALL_PHASES:
         plan = plan_run(config)
@@ -35,7 +34,3 @@ def main(values: dict[str, Any], killed: bool) -> None:
 def die_at_the_first_commit(event: str, **_: Any) -> None:
     if event == "committed":
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), "killed" in sys.argv[2:])

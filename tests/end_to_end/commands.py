@@ -1,5 +1,6 @@
 """The command line as users run it: real processes, which tests may kill."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 
 MARK = "FASTVIDEO_TEST_MARK"
-NUM_PROMPTS = 12
+NUM_PROMPTS = 9
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Command:
     process: "subprocess.Popen[str]"
     mark: str
 
-    def finish(self, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
+    def finish(self, timeout: float = 400) -> "subprocess.CompletedProcess[str]":
         """Waits for the end; no process of a command outlives it by five seconds, however it ended."""
         self.process.wait(timeout)
         deadline = time.monotonic() + 5
@@ -73,6 +74,8 @@ class FastVideo:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # A shell's background job ignores SIGINT, and so would what is started in it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         return Command(process, mark)
 
@@ -84,5 +87,5 @@ class FastVideo:
 
 def run_arguments(output: str | Path, limit: int = NUM_PROMPTS) -> list[str]:
     """A run over the first real prompts; a few texts at a time, so that a kill finds some done and some not."""
-    settings = ["--sampling.num_inference_steps", "6", "--text_batch_size", "3"]
+    settings = ["--sampling.num_inference_steps", "6", "--sampling.num_frames", "9", "--text_batch_size", "3"]
     return ["dataset", "run", "--prompts", "vbench", "--limit", str(limit), "--output", str(output), *settings]

@@ -1,21 +1,20 @@
 """Every model family through a run that is killed in the middle and run again."""
 
 import json
+import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from fastvideo.data import EMBEDDED_MODEL
-from tests.end_to_end.commands import FastVideo
-from tests.end_to_end.outputs import count, digests, made_more_than_once, objects, wait_until
+from tests.end_to_end import all_phases
+from tests.end_to_end.outputs import count, digests, made_more_than_once, objects
 
 NUM_VIDEOS = 4
 WITH_IMAGES = ["wan21_i2v", "wan22_i2v", "wan22_ti2v"]
@@ -62,30 +61,34 @@ def distilled(tmp_path: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("model", ["tiny_hunyuan", "tiny_experts", "distilled", "wan21_i2v", "wan22_ti2v"])
-def test_a_killed_run_of_a_family_goes_on(model: str, request, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def warm() -> BaseContext:
+    """Processes that have imported already what every run needs, as a process of each costs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.end_to_end.all_phases", "diffusers", "transformers", "torch._dynamo"])
+    return context
+
+
+FAMILIES = ["tiny_hunyuan", "tiny_experts", "distilled", "wan21_i2v", "wan22_i2v", "wan22_ti2v"]
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_a_killed_run_of_a_family_goes_on(model: str, request, warm: BaseContext, tmp_path: Path) -> None:
     """All phases in one process: what is the flow's and torchrun's part does not differ between families."""
     config = config_of(model, request.getfixturevalue(model), tmp_path)
-    words = [sys.executable, "-m", "tests.end_to_end.all_phases", json.dumps(config)]
-    killed = subprocess.run([*words, "killed"], env=environment, stdout=subprocess.DEVNULL)
-    assert killed.returncode == -signal.SIGKILL
+    assert run(warm, config, killed=True) == -signal.SIGKILL
     kept = objects(config["output"])
-    subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, check=True)
+    assert run(warm, config, killed=False) == 0
     check_goes_on(config["output"], kept)
 
 
-def test_a_killed_command_goes_on_with_images_and_two_experts(
-    wan22_i2v: str, fastvideo: FastVideo, tmp_path: Path
-) -> None:
-    config = config_of("wan22_i2v", wan22_i2v, tmp_path)
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    command = fastvideo.start("dataset", "run", "--config", tmp_path / "run.yaml")
-    wait_until(lambda: count(config["output"], "denoise") >= 1, poll=0.001)
-    command.process.send_signal(signal.SIGKILL)
-    command.finish()
-    kept = objects(config["output"])
-    fastvideo("dataset", "run", "--config", tmp_path / "run.yaml")
-    check_goes_on(config["output"], kept)
+def run(context: BaseContext, config: dict[str, Any], killed: bool) -> int | None:
+    """The exit code of a process with the whole run in it."""
+    process = context.Process(target=all_phases.main, args=(config, killed))  # type: ignore[attr-defined]
+    process.start()
+    process.join()
+    code: int | None = process.exitcode
+    return code
 
 
 def config_of(model: str, folder: str, place: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""kill -9 of each process of a run, at a random moment of each phase: nothing made is lost or made again."""
+"""A run whose processes are killed, each in a phase of its own: nothing made is lost or made again."""
 
 import random
 import signal
@@ -13,6 +13,9 @@ from tests.end_to_end.commands import NUM_PROMPTS, Command, FastVideo, run_argum
 from tests.end_to_end.outputs import count, digests, made_more_than_once, objects, wait_until
 
 PHASES = [str(phase) for phase in ALL_PHASES]
+EXIT_CODES = {"flow": -signal.SIGKILL, "Ctrl-C": 130}  # what else is killed, the run goes on without
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -22,18 +25,36 @@ def chance() -> random.Random:
     return random.Random(seed)
 
 
-def kill(command: Command, kind: str, phase: str, output: Path, chance: random.Random) -> dict[str, tuple[float, str]]:
-    """Kills once a random number of the phase's objects is there; returns the objects that were."""
+def disturb(command: Command, way: str, phase: str, output: Path, after: int) -> dict[str, tuple[float, str]]:
+    """Kills or interrupts once ``after`` of the phase's objects are there; returns the objects that were."""
     wait_until(lambda: command.find("rank", phase), poll=0.05)
-    target = command.find(kind, phase)
+    target = command.find("flow" if way in EXIT_CODES else way, phase)
     assert target is not None
-    after = chance.randrange(NUM_PROMPTS)
     wait_until(lambda: count(output, phase) >= after or not target.is_running())
-    time.sleep(0.02 * chance.random())
-    target.send_signal(signal.SIGKILL)
+    target.send_signal(signal.SIGINT if way == "Ctrl-C" else signal.SIGKILL)
     wait_until(lambda: not target.is_running() or target.status() == psutil.STATUS_ZOMBIE)
-    print(f"killed the {kind} of {phase} after {count(output, phase)} objects")
+    print(f"{way} in {phase} after {count(output, phase)} objects")
     return objects(output)
+
+
+def test_a_run_goes_on_whatever_is_killed_in_it(
+    alone: FastVideo, fastvideo: FastVideo, undisturbed: Path, tmp_path: Path, chance: random.Random
+) -> None:
+    ways = chance.sample([*EXIT_CODES, chance.choice(["rank", "torchrun"])], 3)
+    command, said, kept = alone.start(*run_arguments(tmp_path)), "", []
+    for phase, way in zip(PHASES, ways, strict=True):
+        kept.append(disturb(command, way, phase, tmp_path, after=chance.randrange(NUM_PROMPTS)))
+        if way in EXIT_CODES:
+            ended = command.finish()
+            assert ended.returncode == EXIT_CODES[way], ended.stderr
+            if way == "Ctrl-C":
+                assert ended.stderr.endswith("fastvideo: interrupted; the same command goes on from here\n")
+            said += ended.stderr
+            command = fastvideo.start(*run_arguments(tmp_path))
+    ended = command.finish()
+    assert ended.returncode == 0, ended.stderr
+    assert (said + ended.stderr).count("again in 10 s") == 1, "of the job that was killed"
+    check_whole(tmp_path, undisturbed, kept)
 
 
 def check_whole(output: Path, undisturbed: Path, kept: list[dict[str, tuple[float, str]]]) -> None:
@@ -45,27 +66,3 @@ def check_whole(output: Path, undisturbed: Path, kept: list[dict[str, tuple[floa
     assert made_more_than_once(output) == []
     for phase in ("encode", "denoise"):
         assert digests(now, phase) == digests(expected, phase)
-
-
-def test_a_killed_job_goes_on_in_the_same_run(
-    fastvideo: FastVideo, undisturbed: Path, tmp_path: Path, chance: random.Random
-) -> None:
-    kinds = chance.choice([("rank", "torchrun", "rank"), ("torchrun", "rank", "torchrun")])
-    command = fastvideo.start(*run_arguments(tmp_path))
-    kept = [kill(command, kind, phase, tmp_path, chance) for kind, phase in zip(kinds, PHASES, strict=True)]
-    ended = command.finish()
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("again in 10 s") == len(PHASES)
-    check_whole(tmp_path, undisturbed, kept)
-
-
-def test_a_killed_run_goes_on_by_running_again(
-    alone: FastVideo, fastvideo: FastVideo, undisturbed: Path, tmp_path: Path, chance: random.Random
-) -> None:
-    kept = []
-    for phase, commands in zip(PHASES, (alone, fastvideo, fastvideo), strict=True):
-        command = commands.start(*run_arguments(tmp_path))
-        kept.append(kill(command, "flow", phase, tmp_path, chance))
-        assert command.finish().returncode == -signal.SIGKILL
-    fastvideo(*run_arguments(tmp_path))
-    check_whole(tmp_path, undisturbed, kept)

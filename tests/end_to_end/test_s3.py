@@ -32,8 +32,8 @@ def on_s3(fastvideo: FastVideo, seaweed: S3Server) -> FastVideo:
 
 
 @pytest.fixture
-def stopped(seaweed: S3Server) -> Iterator[list[int]]:
-    yield []
+def stopped(seaweed: S3Server) -> Iterator[None]:
+    yield
     seaweed.process.send_signal(signal.SIGCONT)
 
 
@@ -45,37 +45,15 @@ def check_whole(output: str, undisturbed: Path) -> None:
     assert made_more_than_once(output) == []
 
 
-def test_two_runs_at_once_share_the_work(on_s3: FastVideo, output: str, undisturbed: Path) -> None:
-    commands = [on_s3.start(*run_arguments(output)) for _ in range(2)]
-    for ended in [command.finish() for command in commands]:
-        assert ended.returncode == 0, ended.stderr
-    check_whole(output, undisturbed)
-
-
-def test_a_server_that_is_gone_for_twenty_seconds(
-    on_s3: FastVideo, output: str, undisturbed: Path, seaweed: S3Server, stopped: list[int]
+@pytest.mark.timeout(900)
+def test_two_runs_share_the_work_on_a_server_that_is_gone_for_twenty_seconds(
+    on_s3: FastVideo, output: str, undisturbed: Path, seaweed: S3Server, stopped: None
 ) -> None:
-    command = on_s3.start(*run_arguments(output))
-    wait_until(lambda: len(digests(objects(output), "denoise")) > 3, poll=0.2)
+    commands = [on_s3.start(*run_arguments(output)) for _ in range(2)]
+    wait_until(lambda: len(digests(objects(output), "denoise")) > 2, poll=0.2)
     seaweed.process.send_signal(signal.SIGSTOP)
     time.sleep(20)
     seaweed.process.send_signal(signal.SIGCONT)
-    ended = command.finish()
-    assert ended.returncode == 0, ended.stderr
+    for ended in [command.finish() for command in commands]:
+        assert ended.returncode == 0, ended.stderr
     check_whole(output, undisturbed)
-
-
-@pytest.mark.parametrize(
-    "env, bucket, words",
-    [
-        ({"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, BUCKET, "access refused"),
-        ({}, "no-such-bucket", "the bucket does not exist"),
-    ],
-)
-def test_what_a_user_has_to_mend_is_one_line(
-    env: dict[str, str], bucket: str, words: str, on_s3: FastVideo, output: str
-) -> None:
-    ended = on_s3(*run_arguments(f"s3://{bucket}/x"), expect=1, **env)
-    assert ended.stderr.count("\n") == 1 and words in ended.stderr
-    assert "secret" not in ended.stderr.lower().replace("aws_secret_access_key", "")
-    assert ended.stdout == ""

@@ -12,6 +12,7 @@ from fastvideo.v1.dataset.config import RunConfig
 from flows.cli import run
 from flows.dataset_commands import parse_keys
 from flows.generate_dataset import generate_dataset
+from tests.s3_servers import BUCKET, use_server
 
 pytestmark = pytest.mark.xdist_group("prefect")  # one Prefect server for all flows
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,38 @@ def test_a_mistake_is_one_line(capsys, monkeypatch, tmp_path, line, message):
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and message in err
     assert not list(tmp_path.iterdir()), "nothing was made"
+
+
+@pytest.mark.usefixtures("prefect_harness")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "{folder}/file/output"], "choose a writable place"),
+        (["--output", "{folder}/output", "--model", "{folder}/no-model"], "no-model"),
+    ],
+)
+def test_a_mistake_that_the_flow_finds_is_one_line(capfd, tmp_path, arguments, message):
+    (tmp_path / "file").write_text("not a folder")
+    given = [argument.format(folder=tmp_path) for argument in arguments]
+    assert run(["dataset", "run", "--prompts", "shapes", *given]) == 1
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err
+
+
+@pytest.mark.usefixtures("prefect_harness")
+@pytest.mark.parametrize(
+    ("secret", "bucket", "message"),
+    [("wrong-secret", BUCKET, "access refused"), ("right-secret", "no-such-bucket", "the bucket does not exist")],
+)
+def test_what_a_server_refuses_is_one_line_without_its_secrets(
+    capfd, monkeypatch, seaweed, tmp_path, secret, bucket, message
+):
+    use_server(monkeypatch, seaweed)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    assert run(["dataset", "run", "--prompts", "shapes", "--output", f"s3://{bucket}/{tmp_path.name}"]) == 1
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err
+    assert "secret" not in err.lower().replace("aws_secret_access_key", "")
 
 
 def test_debug_shows_the_traceback():

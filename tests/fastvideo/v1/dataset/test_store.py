@@ -45,7 +45,7 @@ def check_contract(store: Store, tmp_path: Path) -> None:
 
 
 def check_one_of_eight_wins(store: Store) -> None:
-    for round in range(10):
+    for round in range(5):
         path = f"race/{round}"
         with ThreadPoolExecutor(8) as pool:
             writers = [b"%d" % writer * 1000 for writer in range(8)]
@@ -94,10 +94,11 @@ def test_one_store_sees_at_once_what_another_wrote(s3_store: Store) -> None:
     assert not other.exists("a/bb/1") and other.list("a") == []
 
 
+@pytest.mark.parametrize("s3", ["seaweed"], indirect=True)
 def test_a_thousand_objects_and_more_are_listed(s3_store: Store) -> None:
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda number: s3_store.create(f"many/{number % 2}/{number:04d}", b"x"), range(2100)))
-    assert sum(map(len, s3_store.list_sharded("many"))) == 2100
+        list(pool.map(lambda number: s3_store.create(f"many/aa/{number:04d}", b"x"), range(1001)))
+    assert sum(map(len, s3_store.list_sharded("many"))) == 1001
 
 
 def test_a_missing_bucket_is_named_in_one_line(s3) -> None:
