@@ -1,15 +1,14 @@
-"""The stage job with something that goes wrong: run by torchrun, it takes ``FAULTS`` (JSON) and ``FAULT_SECONDS``."""
+"""The stage job with something that goes wrong: run as it is, it takes ``FAULTS`` (JSON) and ``FAULT_SECONDS``."""
 
 import json
 import os
+import runpy
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
-
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from fastvideo.v1.pipelines.stages import DenoisingStage
 from fastvideo.v1.worker import stage_job
@@ -53,11 +52,7 @@ def _befall(faults: Sequence[dict[str, Any]], prompt: str, step: int | None) -> 
             os.kill(os.getpid(), signal.Signals[fault["kind"]])
 
 
-@record
-def main() -> None:
-    with faulty(int(os.environ["RANK"]), json.loads(os.environ["FAULTS"]), float(os.environ["FAULT_SECONDS"])):
-        stage_job.main()
-
-
 if __name__ == "__main__":
-    main()
+    told = os.environ
+    with faulty(int(told.get("RANK", 0)), json.loads(told["FAULTS"]), float(told.get("FAULT_SECONDS", 0))):
+        runpy.run_module(stage_job.__name__, run_name="__main__")

@@ -1,12 +1,15 @@
 """The stage job against a real store: what it commits, what it survives, what it leaves when it must go."""
 
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,23 +27,25 @@ from fastvideo.v1.dataset.video import probe
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.stages import DenoisingStage
+from fastvideo.v1.worker import stage_job
 from fastvideo.v1.worker.failures import EXIT_PREEMPTED
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs import JobSettings
 from fastvideo.v1.worker.stage_job import run_stage_job
+from tests.fastvideo.v1.worker.faulty_stage_job import fault
 
 PROMPTS = ["a red circle moves left", "white star grows, navy background", "a cyan ball rises on gray"]
 
 
-def make_config(folder: Path, **sampling) -> RunConfig:
+def make_config(folder: Path, num_prompts: int = 3, **sampling) -> RunConfig:
     prompts = folder / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS))
+    prompts.write_text("\n".join(PROMPTS[:num_prompts]))
     return parse_config(
         {
             "prompts": str(prompts),
             "output": str(folder / "out"),
             "engine": {"device": "cpu"},
-            "sampling": {"num_inference_steps": 3} | sampling,
+            "sampling": {"num_inference_steps": 3, "num_frames": 5} | sampling,
         }
     )
 
@@ -61,12 +66,15 @@ def run_all(config: RunConfig, **settings) -> Run:
     return run
 
 
-def start_job(config: RunConfig, phase: Phase, **settings) -> tuple[Run, subprocess.Popen]:
+def start_job(config: RunConfig, phase: Phase, faults: Sequence[Any] = (), **settings) -> tuple[Run, subprocess.Popen]:
+    """One phase of one wave in a process of its own, which ``faults`` befall (faulty_stage_job.py)."""
     plan = plan_run(config)
     (shard,) = (s for s in write_shards(plan.run, plan.scan, config, 1) if s.phase is phase)
-    command = [sys.executable, "-m", "fastvideo.v1.worker.stage_job", "--output", config.output, "--run", plan.run.name]
+    module = "tests.fastvideo.v1.worker.faulty_stage_job" if faults else "fastvideo.v1.worker.stage_job"
+    command = [sys.executable, "-m", module, "--output", config.output, "--run", plan.run.name]
     command += ["--phase", phase, "--shard", shard.path, "--settings", json.dumps(settings)]
-    return plan.run, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "FAULTS": json.dumps(faults)}
+    return plan.run, subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
 
 def objects(run: Run, phase: Phase) -> dict[str, bytes]:
@@ -89,7 +97,7 @@ def test_three_phases_make_every_object_once(tmp_path, capsys):
     assert all(not len(s.unindexed_ids) for s in state.values())
     for id in read_ledger(run, Phase.DECODE)["id"].to_pylist():
         info = probe(run.objects.uri(object_path(Phase.DECODE, run.keys[Phase.DECODE], id)))
-        assert (info.width, info.height, info.num_frames, info.fps) == (64, 64, 17, 8)
+        assert (info.width, info.height, info.num_frames, info.fps) == (64, 64, 5, 8)
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [e["committed"] for e in events if e["event"] == "done"] == [4, 3, 3]
     ledger = read_ledger(run, Phase.DECODE).to_pylist()
@@ -183,28 +191,27 @@ def test_a_damaged_latent_is_put_aside_and_made_again(tmp_path, capsys):
 
 
 def test_sigterm_saves_the_last_step_and_the_next_job_goes_on_there(tmp_path):
-    config = make_config(tmp_path, num_inference_steps=40)
+    steps, step = 25, random.randrange(1, 20)
+    config = make_config(tmp_path, num_prompts=1, num_inference_steps=steps)
     run_phase(config, Phase.ENCODE)
-    run, job = start_job(config, Phase.DENOISE, checkpoint_every=0)
-    assert json.loads(job.stdout.readline())["event"] == "loaded"
-    time.sleep(0.3)
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=30) == EXIT_PREEMPTED
+    run, job = start_job(config, Phase.DENOISE, [fault(0, PROMPTS[0], "SIGTERM", step)], checkpoint_every=0)
+    job.communicate(timeout=120)
+    assert job.returncode == EXIT_PREEMPTED
     (saved,) = (tmp_path / "out").rglob("*.step.safetensors")
     _, scalars = unpack_state(saved.read_bytes(), "step")
-    assert 0 < scalars["step_index"] < 40
+    assert scalars["step_index"] == step + 1, "the step that was under way is made"
     run_phase(config, Phase.DENOISE)
     assert not saved.exists()
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
-    other = make_config(undisturbed, num_inference_steps=40)
+    other = make_config(undisturbed, num_prompts=1, num_inference_steps=steps)
     run_phase(other, Phase.ENCODE)
     assert objects(run_phase(other, Phase.DENOISE), Phase.DENOISE) == objects(run, Phase.DENOISE)
 
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_kill_9_loses_at_most_what_was_in_flight(tmp_path, phase):
-    config = make_config(tmp_path, num_inference_steps=20)
+    config = make_config(tmp_path, num_inference_steps=8)
     for earlier in list(Phase)[: list(Phase).index(phase)]:
         run_phase(config, earlier)
     run, job = start_job(config, phase, text_batch_size=1)
@@ -237,10 +244,10 @@ def test_a_step_checkpoint_is_written_every_n_steps_and_removed_at_the_end(tmp_p
     assert not list((tmp_path / "out").rglob("*.step.safetensors"))
 
 
-def test_a_missing_shard_or_run_is_one_line(tmp_path):
+def test_a_missing_run_is_one_line(tmp_path, monkeypatch):
     config = make_config(tmp_path)
     run = plan_run(config).run
-    command = [sys.executable, "-m", "fastvideo.v1.worker.stage_job", "--output", config.output, "--phase", "encode"]
-    wrong_run = subprocess.run([*command, "--run", "nowhere", "--shard", "x"], capture_output=True, text=True)
-    assert wrong_run.returncode and f"run 'nowhere' is not in {config.output}" in wrong_run.stderr
-    assert run.name in wrong_run.stderr
+    monkeypatch.setattr(stage_job, "die_with_parent", lambda: None)
+    with pytest.raises(ValueError, match=f"run 'nowhere' is not in {config.output}.*{run.name}") as raised:
+        stage_job.main(["--output", config.output, "--phase", "encode", "--run", "nowhere", "--shard", "x"])
+    assert "\n" not in str(raised.value)
