@@ -202,7 +202,7 @@ class _Answers:
         """Waits for the answers; returns what went wrong first, if anything did."""
         deadline = None if timeout is None else time.monotonic() + timeout
         end: float | None = None
-        while waiting := [w for rank, w in self.workers.items() if rank not in self.of_rank and rank not in self.lost]:
+        while waiting := self._silent():
             ready = wait([worker.control for worker in waiting], timeout=_POLL_SECONDS)
             for worker in waiting:
                 if worker.control in ready:
@@ -214,10 +214,14 @@ class _Answers:
                 end = now + _GRACE_SECONDS
             if end is not None and now > end:
                 break
-            if deadline is not None and now > deadline:
-                ranks = ", ".join(str(worker.rank) for worker in waiting)
+            if deadline is not None and now > deadline and (silent := self._silent()):
+                ranks = ", ".join(str(worker.rank) for worker in silent)
                 return TimeoutError(f"no answer of rank {ranks} within {timeout:g} s; the workers are ended")
         return self._failure()
+
+    def _silent(self) -> list[_Worker]:
+        """Those that may yet answer."""
+        return [w for rank, w in self.workers.items() if rank not in self.of_rank and rank not in self.lost]
 
     def _hear(self, worker: _Worker) -> None:
         try:

@@ -55,28 +55,44 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 def test_a_fault_of_one_rank_ends_the_call_for_all_and_the_next_call_works(faulty_model):
     """Each fault costs a start of two processes, so the last one befalls those of the call before."""
-    with MultiProcExecutor(FastVideoArgs(model_path=faulty_model, **RING), hang_seconds=1.0) as executor:
+    with MultiProcExecutor(FastVideoArgs(model_path=faulty_model, **RING)) as executor:
         expected = executor.execute_forward(batch_of(executor, "none")).frames
         for fault, error, message in [
             ("raise encode", RuntimeError, "a fault in encode"),  # the other rank waits in a collective
             ("raise decode", RuntimeError, "a fault in decode"),
             ("kill denoise", WorkerFailed, r"rank 1 died \(exit code -9\)"),
-            ("stop denoise", WorkerFailed, "rank 1 has been stopped for 1 s"),
         ]:
+            assert torch.equal(executor.execute_forward(batch_of(executor, "none")).frames, expected)
             batch = batch_of(executor, fault)
             started = time.monotonic()
             with pytest.raises(error, match=message) as raised:
                 executor.execute_forward(batch)
-            assert time.monotonic() - started < 15, fault
+            assert time.monotonic() - started < 60, fault
             assert not workers_of(os.getpid()), fault
             if fault.startswith("raise"):
                 assert "rank 1 of 2" in str(raised.value.__cause__) and "faulty_pipeline" in str(raised.value.__cause__)
-        assert torch.equal(executor.execute_forward(batch_of(executor, "none")).frames, expected)
-        batch = batch_of(executor, "none")
+
+
+def test_bad_input_reloads_nothing_and_a_rank_that_was_stopped_ends_the_call():
+    with VideoGenerator.from_pretrained(EMBEDDED_MODEL, num_gpus=2, cfg_size=2, device="cpu") as generator:
+        processes = workers_of(os.getpid())
+        with pytest.raises(ValueError, match="height=60"):
+            generator.generate_video("a tree", **CANVAS | {"height": 60})
+        steps: list[tuple[int, int]] = []
+        frames = generator.generate_video("a tree", **CANVAS, on_step=lambda *step: steps.append(step)).frames
+        assert steps == [(1, 2), (2, 2)]
+        assert workers_of(os.getpid()) == processes and len(processes) == 2
+        alone = VideoGenerator.from_pretrained(EMBEDDED_MODEL, device="cpu").generate_video("a tree", **CANVAS).frames
+        assert (frames.int() - alone.int()).abs().max() <= 1
+        executor = generator.executor
+        assert isinstance(executor, MultiProcExecutor)
+        batch = batch_of(executor, "a tree")
         batch.custom["large"] = torch.zeros(2000, 2000)  # more than a socket holds
-        workers_of(os.getpid())[0].suspend()
-        with pytest.raises(WorkerFailed, match="has been stopped"):
+        executor.hang_seconds = 1.0
+        processes[0].suspend()
+        with pytest.raises(WorkerFailed, match="rank 0 has been stopped for 1 s"):  # the other waits in a collective
             executor.execute_forward(batch)
+        assert not any(process.is_running() for process in processes)
 
 
 def held() -> set[str]:
@@ -88,23 +104,38 @@ def held() -> set[str]:
     return {name for name in names if name.startswith(("socket:", "/memfd:"))}
 
 
-def test_bad_input_reloads_nothing_and_shutdown_leaves_nothing():
+def test_workers_lost_between_two_calls_come_back_with_their_adapter_and_shutdown_leaves_nothing(tmp_path):
+    """One worker does, and starts sooner."""
     before = held()
-    generator = VideoGenerator.from_pretrained(EMBEDDED_MODEL, num_gpus=2, cfg_size=2, device="cpu")
-    processes = workers_of(os.getpid())
-    with pytest.raises(ValueError, match="height=60"):
-        generator.generate_video("a tree", **CANVAS | {"height": 60})
-    steps: list[tuple[int, int]] = []
-    frames = generator.generate_video("a tree", **CANVAS, on_step=lambda *step: steps.append(step)).frames
-    assert steps == [(1, 2), (2, 2)]
-    assert workers_of(os.getpid()) == processes and len(processes) == 2
-    with pytest.raises(TimeoutError, match="no answer of rank 0, 1 within 0"):
-        generator.executor.collective_rpc("sampling_defaults", timeout=0.0)
-    generator.shutdown()
-    assert not any(process.is_running() for process in processes)
-    assert held() <= before
-    alone = VideoGenerator.from_pretrained(EMBEDDED_MODEL, device="cpu").generate_video("a tree", **CANVAS).frames
-    assert (frames.int() - alone.int()).abs().max() <= 1
+    executor = MultiProcExecutor(FastVideoArgs(model_path=EMBEDDED_MODEL, device="cpu"))
+    plain = executor.execute_forward(batch_of(executor, "a tree")).frames
+    executor.collective_rpc("set_lora", write_adapter(tmp_path), 1.0)
+    adapted = executor.execute_forward(batch_of(executor, "a tree")).frames
+    assert not torch.equal(adapted, plain)
+    (lost,) = workers_of(os.getpid())
+    lost.kill()
+    os.waitid(os.P_PID, lost.pid, os.WEXITED | os.WNOWAIT)  # all its threads are gone
+    assert torch.equal(executor.execute_forward(batch_of(executor, "a tree")).frames, adapted)
+    executor.collective_rpc("sampling_defaults", timeout=60.0)
+    workers_of(os.getpid())[0].suspend()
+    with pytest.raises(TimeoutError, match=r"no answer of rank 0 within 0\.1 s"):
+        executor.collective_rpc("sampling_defaults", timeout=0.1)
+    assert not workers_of(os.getpid())
+    batch_of(executor, "a tree")
+    (process,) = workers_of(os.getpid())
+    executor.shutdown()
+    assert not process.is_running() and held() <= before
+    with pytest.raises(RuntimeError, match="was shut down; make another"):
+        batch_of(executor, "a tree")
+
+
+def write_adapter(folder: Path) -> str:
+    config = json.loads((Path(EMBEDDED_MODEL) / "transformer" / "config.json").read_text())
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    name = "transformer.blocks.0.attn1.to_q.lora"
+    path = str(folder / "adapter.safetensors")
+    save_file({f"{name}_A.weight": torch.randn(4, width), f"{name}_B.weight": torch.randn(width, 4)}, path)
+    return path
 
 
 SCRIPT = f"""
@@ -138,27 +169,3 @@ def test_unguarded_code_from_standard_input_may_use_it_and_be_killed_within_an_e
 def test_a_world_of_several_samples_is_refused():
     with pytest.raises(ValueError, match=r"data must be 1; nearest: num_gpus=2"):
         VideoGenerator.from_pretrained(EMBEDDED_MODEL, num_gpus=4, sp_size=2)
-
-
-def write_adapter(folder: Path) -> str:
-    config = json.loads((Path(EMBEDDED_MODEL) / "transformer" / "config.json").read_text())
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    name = "transformer.blocks.0.attn1.to_q.lora"
-    path = str(folder / "adapter.safetensors")
-    save_file({f"{name}_A.weight": torch.randn(4, width), f"{name}_B.weight": torch.randn(width, 4)}, path)
-    return path
-
-
-def test_workers_lost_between_two_calls_come_back_with_their_adapter(tmp_path):
-    with VideoGenerator.from_pretrained(EMBEDDED_MODEL, **RING) as generator:
-        plain = generator.generate_video("a tree", **CANVAS).frames
-        generator.set_lora(write_adapter(tmp_path))
-        adapted = generator.generate_video("a tree", **CANVAS).frames
-        assert not torch.equal(adapted, plain)
-        lost = workers_of(os.getpid())[1]
-        lost.kill()
-        os.waitid(os.P_PID, lost.pid, os.WEXITED | os.WNOWAIT)  # all its threads are gone
-        assert torch.equal(generator.generate_video("a tree", **CANVAS).frames, adapted)
-    with pytest.raises(RuntimeError, match="was shut down; make another"):
-        generator.generate_video("a tree", **CANVAS)
-    assert not workers_of(os.getpid())
