@@ -34,6 +34,7 @@ from fastvideo.v1.logger import init_logger
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker.failures import EXIT_PREEMPTED, Preempted, RanksOutOfStep
 from fastvideo.v1.worker.gpu_worker import GPUWorker
+from fastvideo.v1.worker.heartbeat import Heartbeat
 from fastvideo.v1.worker.phase_jobs import PHASE_JOBS, InputDamaged, InputMissing, JobSettings, PhaseJob, Product
 from fastvideo.v1.worker.process import die_with_parent
 
@@ -190,13 +191,19 @@ def run_stage_job(run: Run, phase: Phase, shard: str, worker: GPUWorker, setting
     started = time.monotonic()
     asked = _asked_to_stop()
     device = worker.init_device(timedelta(seconds=settings.rank_timeout))
-    job = PHASE_JOBS[phase](run, worker, settings, lambda: _any_rank(asked()))
+    heartbeat = Heartbeat(least=2 * settings.rank_timeout)  # ranks that wait for a hung one are to tell of it first
+
+    def is_stopping() -> bool:
+        heartbeat.beat()
+        return _any_rank(asked())
+
+    job = PHASE_JOBS[phase](run, worker, settings, is_stopping)
     data = get_data_group()
     groups = job.groups(read_shard(run, shard))[data.rank :: data.size]
     worker.load()
     check_weights(run, worker.pipeline.components(phase))
     emit("loaded", phase=phase, device=str(device), seconds=round(time.monotonic() - started, 3))
-    with LedgerWriter(run, phase) as ledger:
+    with heartbeat, LedgerWriter(run, phase) as ledger:
         stage = StageJob(job, ledger)
         stage.run(groups)
     worker.shutdown()

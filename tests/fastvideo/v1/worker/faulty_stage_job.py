@@ -12,13 +12,14 @@ from unittest.mock import patch
 
 from fastvideo.v1.pipelines.stages import DenoisingStage
 from fastvideo.v1.worker import stage_job
+from fastvideo.v1.worker.heartbeat import Heartbeat
 
 ERRORS = {kind.__name__: kind for kind in (ValueError, FloatingPointError, RuntimeError)}
 
 
 def fault(rank: int, prompt: str, kind: str, step: int | None = None, times: int = 1) -> dict[str, Any]:
     """What befalls ``rank`` for so many ``times`` before ``step`` of a prompt, or at the end of the stage: an error or
-    a signal, by name.
+    a signal, by name, or "hang".
     """
     return {"rank": rank, "prompt": prompt, "kind": kind, "step": step, "times": times}
 
@@ -49,10 +50,13 @@ def _befall(faults: Sequence[dict[str, Any]], prompt: str, step: int | None) -> 
             fault["times"] -= 1
             if fault["kind"] in ERRORS:
                 raise ERRORS[fault["kind"]]("a fault")
+            if fault["kind"] == "hang":
+                time.sleep(3600)
             os.kill(os.getpid(), signal.Signals[fault["kind"]])
 
 
 if __name__ == "__main__":
     told = os.environ
-    with faulty(int(told.get("RANK", 0)), json.loads(told["FAULTS"]), float(told.get("FAULT_SECONDS", 0))):
+    sooner = patch("fastvideo.v1.worker.heartbeat.Heartbeat", lambda least: Heartbeat(least / 25))
+    with sooner, faulty(int(told.get("RANK", 0)), json.loads(told["FAULTS"]), float(told.get("FAULT_SECONDS", 0))):
         runpy.run_module(stage_job.__name__, run_name="__main__")

@@ -1,6 +1,7 @@
 """A rank of a real torchrun that dies or leaves: how the job ends, and what is kept of it."""
 
 import random
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,11 +40,12 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory, encoded: Path) -> Jobs:
-    """Two launches at once, by what a rank does: what was to be made, and how it ended."""
+    """Launches at once, by what a rank does: what was to be made, and how it ended."""
     victim, steps = random.randrange(2), [random.randrange(2, 12) for _ in PROMPTS]
     asked = [fault(victim, prompt, "SIGTERM", step) for prompt, step in zip(PROMPTS, steps, strict=True)]
     started = {
         "dies": ("cfg", [fault(1, PROMPTS[0], "SIGKILL", step=3)]),  # the other is in a collective
+        "hangs": ("data", [fault(1, PROMPTS[1], "hang", step=3)]),  # the other makes its sample
         "is asked to leave": ("data", asked),
     }
     with ThreadPoolExecutor(len(started)) as pool:
@@ -58,6 +60,14 @@ def test_a_rank_that_dies_ends_the_job(jobs):
     _, lost = jobs["dies"]
     assert lost.failure.cause is Cause.INFRASTRUCTURE
     assert lost.seconds < 60
+
+
+def test_a_rank_that_hangs_where_nobody_waits_for_it_ends_the_job(jobs):
+    _, lost = jobs["hangs"]
+    assert lost.failure.cause is Cause.INFRASTRUCTURE
+    assert re.match(r"TimeoutError: nothing was done for \d+ s, and the longest step took ", lost.failure.message)
+    assert "in _befall" in lost.failure.details, "where it hung"
+    assert lost.seconds < 100
 
 
 def test_sigterm_on_one_rank_saves_what_another_layout_goes_on_from(tmp_path, encoded, jobs):
