@@ -1,6 +1,7 @@
 """How far an object is from another of the same name."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import zip_longest
@@ -48,14 +49,21 @@ def _relative_error(stored: bytes, made: bytes, path: str) -> float | None:
 
 
 def _psnr(stored: bytes, made: bytes, path: str) -> float | None:
-    """Peak signal-to-noise ratio in decibels of all frames; None if all pixels are equal, 0 if the shapes differ."""
-    total = count = 0
     try:
-        for theirs, ours in zip_longest(iter_frames(BytesIO(stored)), iter_frames(BytesIO(made))):
-            if theirs is None or ours is None or theirs.shape != ours.shape:
-                return 0.0
-            total += int(np.square(theirs.astype(np.int32) - ours).sum(dtype=np.int64))
-            count += theirs.size
+        return video_psnr(iter_frames(BytesIO(stored)), iter_frames(BytesIO(made)))
     except ValueError as error:
         raise DamagedObject(f"{path}: {error}") from error
+
+
+def video_psnr(theirs: Iterable[np.ndarray], ours: Iterable[np.ndarray]) -> float | None:
+    """Peak signal-to-noise ratio in decibels of all frames, uint8 ``[h, w, c]`` each.
+
+    None if all pixels are equal, 0 if the shapes differ.
+    """
+    total = count = 0
+    for reference, frame in zip_longest(theirs, ours):
+        if reference is None or frame is None or reference.shape != frame.shape:
+            return 0.0
+        total += int(np.square(reference.astype(np.int32) - frame).sum(dtype=np.int64))
+        count += reference.size
     return 10 * math.log10(255**2 * count / total) if total else None

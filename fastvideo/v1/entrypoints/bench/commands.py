@@ -53,6 +53,12 @@ def add_bench_commands(bench: argparse.ArgumentParser) -> "argparse._SubParsersA
     encode = add_kind(kinds, "encode", "real prompts through the full-size text encoder", _encode)
     encode.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32, 64])
     encode.add_argument("--prompts", type=int, default=944)
+    adherence = add_kind(kinds, "adherence", "do approximate modes still show what was asked", _adherence)
+    modes = ["fp8", "fp8attn", "fp8+fp8attn", "skip=0.1", "skip=0.2", "skip=0.3", "skip=0.5", "tiles"]
+    adherence.add_argument("--modes", nargs="*", default=modes, help="beside the exact one; options joined by +")
+    adherence.add_argument("--videos", type=int, default=64)
+    adherence.add_argument("--steps", type=int, default=20)
+    adherence.add_argument("--seed", type=int, default=0, help="of the prompts")
     plan = add_kind(kinds, "plan", "planning prompts and scanning a store", _plan)
     plan.add_argument("--prompts", type=int, default=1_000_000, help="prompts to plan")
     plan.add_argument("--objects", type=int, default=200_000, help="objects to find on resume")
@@ -163,6 +169,12 @@ def _encode(options: argparse.Namespace) -> dict[str, Any]:
     from fastvideo.v1.entrypoints.bench.encode import bench_encode
 
     return bench_encode(options.batch_sizes, options.prompts)
+
+
+def _adherence(options: argparse.Namespace) -> dict[str, Any]:
+    from fastvideo.v1.entrypoints.bench.adherence import bench_adherence
+
+    return bench_adherence(options.modes, options.videos, options.steps, options.seed)
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:

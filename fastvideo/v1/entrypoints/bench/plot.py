@@ -11,6 +11,7 @@ _MEASURES = {
     "ms": "ms",
     "seconds": "seconds",
     "peak_gib": "GiB at the peak",
+    "all_three": "share of the videos that show what was asked",
 }
 _WIDTH, _ROW, _MARGIN, _BAR = 1100, 30, 24, 18
 _INK, _FAINT, _COLOUR = "#222222", "#dddddd", "#3b6ea5"
