@@ -97,11 +97,17 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     process.wait()
 
 
-def use_server(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "right-key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "right-secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+def use_server(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> dict[str, str]:
+    """Has this process use ``server``; returns the environment that says so."""
+    env = {
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "AWS_ACCESS_KEY_ID": "right-key",
+        "AWS_SECRET_ACCESS_KEY": "right-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    return env
 
 
 def make_bucket(server: S3Server) -> None:

@@ -1,7 +1,10 @@
-"""A whole data-set run in one process."""
+"""A whole data-set run in one process, without flows and torchrun."""
 
+import multiprocessing
 import os
 import signal
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -16,14 +19,28 @@ from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs import JobSettings
 
 
-def main(values: dict[str, Any], killed: bool) -> None:
-    """``killed`` once the first latents are there: by SIGKILL, while the next are made."""
+class ForkServer:
+    """Starts runs in processes that have imported already what each of them needs."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__, "diffusers", "transformers", "torch._dynamo"])
+
+    def start(self, config: dict[str, Any], killed: bool = False, env: Mapping[str, str] | None = None) -> BaseProcess:
+        """``killed`` once the first latents are there: by SIGKILL, while the next are made."""
+        process = self._context.Process(target=_run, args=(config, killed, env or {}))
+        process.start()
+        return process
+
+
+def _run(values: dict[str, Any], killed: bool, env: Mapping[str, str]) -> None:
+    os.environ |= env
     torch.set_num_threads(1)
     config = parse_config(values)
     for phase in ALL_PHASES:
         plan = plan_run(config)
         if killed and phase is Phase.DENOISE:
-            stage_job.emit = die_at_the_first_commit
+            stage_job.emit = _die_at_the_first_commit
         for shard in write_shards(plan.run, plan.scan, config, 1):
             if shard.phase is phase:
                 worker = GPUWorker(stage_job.engine_settings(plan.run, {"device": "cpu"}), [phase])
@@ -31,6 +48,6 @@ def main(values: dict[str, Any], killed: bool) -> None:
     publish(plan.run)
 
 
-def die_at_the_first_commit(event: str, **_: Any) -> None:
+def _die_at_the_first_commit(event: str, **_: Any) -> None:
     if event == "committed":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -9,11 +9,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 MARK = "FASTVIDEO_TEST_MARK"
 NUM_PROMPTS = 9
+# The first real prompts; a few texts at a time, so that a kill finds some done and some not.
+RUN: dict[str, Any] = {
+    "prompts": "vbench",
+    "limit": NUM_PROMPTS,
+    "sampling": {"num_inference_steps": 6, "num_frames": 9},
+    "text_batch_size": 3,
+}
 
 
 @dataclass
@@ -86,6 +94,7 @@ class FastVideo:
 
 
 def run_arguments(output: str | Path, limit: int = NUM_PROMPTS) -> list[str]:
-    """A run over the first real prompts; a few texts at a time, so that a kill finds some done and some not."""
-    settings = ["--sampling.num_inference_steps", "6", "--sampling.num_frames", "9", "--text_batch_size", "3"]
-    return ["dataset", "run", "--prompts", "vbench", "--limit", str(limit), "--output", str(output), *settings]
+    """The command line of ``RUN``."""
+    values = RUN | {"limit": limit, "output": output}
+    sampling = {f"sampling.{name}": value for name, value in values.pop("sampling").items()}
+    return ["dataset", "run", *(f"--{name}={value}" for name, value in (values | sampling).items())]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.all_phases import ForkServer
 from tests.end_to_end.commands import FastVideo, run_arguments
 from tests.s3_servers import answers, free_port, wait_for
 
@@ -64,6 +65,11 @@ def fastvideo(environment: dict[str, str]) -> Iterator[FastVideo]:
     yield FastVideo({**environment, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
     server.terminate()
     server.wait()
+
+
+@pytest.fixture(scope="session")
+def warm() -> ForkServer:
+    return ForkServer()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,8 @@
 """Every model family through a run that is killed in the middle and run again."""
 
 import json
-import multiprocessing
 import shutil
 import signal
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fastvideo.data import EMBEDDED_MODEL
-from tests.end_to_end import all_phases
+from tests.end_to_end.all_phases import ForkServer
 from tests.end_to_end.outputs import count, digests, made_more_than_once, objects
 
 NUM_VIDEOS = 4
@@ -61,34 +59,19 @@ def distilled(tmp_path: Path) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def warm() -> BaseContext:
-    """Processes that have imported already what every run needs, as a process of each costs."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.end_to_end.all_phases", "diffusers", "transformers", "torch._dynamo"])
-    return context
-
-
 FAMILIES = ["tiny_hunyuan", "tiny_experts", "distilled", "wan21_i2v", "wan22_i2v", "wan22_ti2v"]
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-def test_a_killed_run_of_a_family_goes_on(model: str, request, warm: BaseContext, tmp_path: Path) -> None:
+def test_a_killed_run_of_a_family_goes_on(model: str, request, warm: ForkServer, tmp_path: Path) -> None:
     """All phases in one process: what is the flow's and torchrun's part does not differ between families."""
     config = config_of(model, request.getfixturevalue(model), tmp_path)
-    assert run(warm, config, killed=True) == -signal.SIGKILL
-    kept = objects(config["output"])
-    assert run(warm, config, killed=False) == 0
+    for killed, exit_code in ((True, -signal.SIGKILL), (False, 0)):
+        kept = objects(config["output"]) if not killed else {}
+        run = warm.start(config, killed)
+        run.join()
+        assert run.exitcode == exit_code
     check_goes_on(config["output"], kept)
-
-
-def run(context: BaseContext, config: dict[str, Any], killed: bool) -> int | None:
-    """The exit code of a process with the whole run in it."""
-    process = context.Process(target=all_phases.main, args=(config, killed))  # type: ignore[attr-defined]
-    process.start()
-    process.join()
-    code: int | None = process.exitcode
-    return code
 
 
 def config_of(model: str, folder: str, place: Path) -> dict[str, Any]:

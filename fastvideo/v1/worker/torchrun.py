@@ -126,7 +126,8 @@ class NodeSettings:
 def node_settings(environment: Mapping[str, str]) -> NodeSettings:
     """This node alone, or as many as ``FASTVIDEO_NNODES`` says.
 
-    ``FASTVIDEO_NODE_LAUNCHER`` is then a command such as ``srun --ntasks-per-node=1``, and they meet at
+    ``FASTVIDEO_NODE_LAUNCHER`` is then a command such as ``srun --ntasks-per-node=1 --kill-on-bad-exit=1``, which has
+    to end once one node's part fails, for torchrun on the others would not know; they meet at
     ``FASTVIDEO_RDZV_ENDPOINT``, ``HOST:PORT`` of the first. Raises ``ValueError`` where some of the three are missing.
     """
     names = (NNODES_VARIABLE, RDZV_ENDPOINT_VARIABLE, NODE_LAUNCHER_VARIABLE)

@@ -181,9 +181,9 @@ def test_ranks_die_with_what_started_them(tmp_path):
 
 
 def test_a_job_of_two_nodes_is_launched_once(tmp_path):
-    """Two agents on this host stand for two nodes, and a script that starts them for the cluster's launcher."""
+    """Two agents on this host stand for two nodes, and a script for srun, which ends as soon as one of them fails."""
     launcher = tmp_path / "launcher"
-    launcher.write_text('#!/bin/sh\n"$@" & first=$!\n"$@" & second=$!\nwait $first && wait $second\n')
+    launcher.write_text('#!/bin/bash\n"$@" &\n"$@" &\nwait -n && wait -n\n')
     launcher.chmod(0o755)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -198,6 +198,7 @@ def test_a_job_of_two_nodes_is_launched_once(tmp_path):
     log, events, failure = run_job("event=up", f"meet={folder}", "kill=3", "sleep=600", nproc=4, env=nodes)
     assert sorted(event["rank"] for event in events) == [0, 1, 2, 3], log
     assert failure is not None and failure.cause is Cause.INFRASTRUCTURE
+    assert "job_timeout" not in failure.message
 
 
 def test_nodes_without_a_place_to_meet_are_refused():
