@@ -55,7 +55,7 @@ def _rows(
     for mode, engine in engines.items():
         videos = _make(engine, [prompt for prompt, _ in asked], sampling)
         exact = exact or videos
-        row = {"mode": mode, "canvas": " x ".join(str(sampling[name]) for name in CANVAS)}
+        row = {"mode": mode, "canvas": "x".join(str(sampling[name]) for name in CANVAS)}
         row |= _figures(videos, exact, [scene for _, scene in asked])
         logger.info("%s", row)  # a long run's figures are not lost with it
         yield row
