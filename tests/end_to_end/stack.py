@@ -19,6 +19,7 @@ from flows.stack import MARK
 from tests.s3_servers import free_port, free_weed_port
 
 START_SECONDS = 900.0
+_LOCKED_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,14 @@ class RunningStack:
         return [process for _, process in sorted(found, key=lambda one: -one[0])]
 
     def api(self, path: str, body: Mapping[str, Any] | None = None, method: str = "POST") -> Any:
-        """The answer of the Prefect server."""
-        url = f"{self.env['PREFECT_API_URL']}/{path}"
-        answer = httpx.request(method, url, json=body or {}, trust_env=False, timeout=120)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
+        """The answer of the Prefect server, asked again while its database is locked, as Prefect's own clients do."""
+        url, deadline = f"{self.env['PREFECT_API_URL']}/{path}", time.monotonic() + _LOCKED_SECONDS
+        while True:
+            answer = httpx.request(method, url, json=body or {}, trust_env=False, timeout=120)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                answer.raise_for_status()
+                return answer.json() if answer.content else None
+            time.sleep(1)
 
     def said(self) -> str:
         return self.output.read_text()
