@@ -31,15 +31,16 @@ def free_port() -> int:
         return port
 
 
-def free_weed_port(count: int = 1) -> int:
-    """The first of ``count`` ports for SeaweedFS, which also takes each plus 10,000.
+def free_weed_ports() -> range:
+    """Four ports in a row for SeaweedFS, which also takes each plus 10,000.
 
     Below those that the kernel hands out to connections, one of which could come between.
     """
     while True:
         first = random.randrange(10_000, 22_000)
-        if not any(answers(port + step) for port in range(first, first + count) for step in (0, 10_000)):
-            return first
+        ports = range(first, first + 4)
+        if not any(answers(port + step) for port in ports for step in (0, 10_000)):
+            return ports
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float) -> None:
@@ -83,7 +84,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = {name: free_weed_port() for name in ("s3", "master", "volume", "filer")}
+    ports = dict(zip(("s3", "master", "volume", "filer"), free_weed_ports(), strict=True))
     command = [
         weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
         f"-s3.config={folder}/s3.json", f"-s3.port={ports['s3']}", "-s3.port.iceberg=0", "-s3.port.lance=0",

@@ -33,6 +33,12 @@ class ForkServer:
         return process
 
 
+def exit_code(process: BaseProcess) -> int | None:
+    """Of a run, once it has ended."""
+    process.join()
+    return process.exitcode
+
+
 def _run(values: dict[str, Any], killed: bool, env: Mapping[str, str]) -> None:
     os.environ |= env
     torch.set_num_threads(1)

@@ -16,7 +16,7 @@ import psutil
 
 from fastvideo.v1.worker.process import marked_processes
 from flows.stack import MARK
-from tests.s3_servers import free_port, free_weed_port
+from tests.s3_servers import free_port, free_weed_ports
 
 START_SECONDS = 900.0
 _LOCKED_SECONDS = 120.0
@@ -62,7 +62,7 @@ class RunningStack:
 def running_stack(home: Path, workers: int, **env: str) -> Iterator[RunningStack]:
     """A stack with every port its own; ends as with Ctrl-C, and nothing of it may be left."""
     output = home.with_suffix(".out")
-    ports = ["--port", str(free_port()), "--s3-port", str(free_weed_port(count=4))]
+    ports = ["--port", str(free_port()), "--s3-port", str(free_weed_ports()[0])]
     command = [sys.executable, "-m", "flows.stack", "--home", str(home), *ports, "--workers", str(workers)]
     with output.open("wb") as file:
         process = subprocess.Popen(command, env={**os.environ, **env}, stdout=file, stderr=file)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastvideo.v1.dataset.store import Store
-from tests.end_to_end.all_phases import ForkServer
+from tests.end_to_end.all_phases import ForkServer, exit_code
 from tests.end_to_end.commands import RUN
 from tests.end_to_end.outputs import digests, made_more_than_once, objects, wait_until
 from tests.s3_servers import BUCKET, S3Server, make_bucket, use_server
@@ -26,9 +26,7 @@ def test_two_runs_share_the_work_on_a_server_that_is_gone_for_twenty_seconds(
         time.sleep(20)
     finally:
         seaweed.process.send_signal(signal.SIGCONT)
-    for run in runs:
-        run.join()
-    assert [run.exitcode for run in runs] == [0, 0]
+    assert [exit_code(run) for run in runs] == [0, 0]
     now, expected = objects(output), objects(undisturbed)
     assert now.keys() == expected.keys()
     for phase in ("encode", "denoise"):

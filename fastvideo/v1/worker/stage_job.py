@@ -34,7 +34,6 @@ from fastvideo.v1.logger import init_logger
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker.failures import EXIT_PREEMPTED, Preempted, RanksOutOfStep
 from fastvideo.v1.worker.gpu_worker import GPUWorker
-from fastvideo.v1.worker.heartbeat import Heartbeat
 from fastvideo.v1.worker.phase_jobs import PHASE_JOBS, InputDamaged, InputMissing, JobSettings, PhaseJob, Product
 from fastvideo.v1.worker.process import die_with_parent
 
@@ -83,6 +82,8 @@ class StageJob:
             for position in range(len(groups)):
                 pairs = broadcast_object(fetches.pop().result(), self._group)
                 fetches += [fetcher.submit(self._fetch, group) for group in groups[position + 1 : position + 2]]
+                if pairs:  # what is passed over in no time says nothing of how long a step takes
+                    self.job.heartbeat.beat()
                 if self.job.is_stopping():
                     raise Preempted("asked to leave between two items")
                 products = self._make(pairs)
@@ -191,19 +192,13 @@ def run_stage_job(run: Run, phase: Phase, shard: str, worker: GPUWorker, setting
     started = time.monotonic()
     asked = _asked_to_stop()
     device = worker.init_device(timedelta(seconds=settings.rank_timeout))
-    heartbeat = Heartbeat(least=2 * settings.rank_timeout)  # ranks that wait for a hung one are to tell of it first
-
-    def is_stopping() -> bool:
-        heartbeat.beat()
-        return _any_rank(asked())
-
-    job = PHASE_JOBS[phase](run, worker, settings, is_stopping)
+    job = PHASE_JOBS[phase](run, worker, settings, lambda: _any_rank(asked()))
     data = get_data_group()
     groups = job.groups(read_shard(run, shard))[data.rank :: data.size]
     worker.load()
     check_weights(run, worker.pipeline.components(phase))
     emit("loaded", phase=phase, device=str(device), seconds=round(time.monotonic() - started, 3))
-    with heartbeat, LedgerWriter(run, phase) as ledger:
+    with job.heartbeat, LedgerWriter(run, phase) as ledger:
         stage = StageJob(job, ledger)
         stage.run(groups)
     worker.shutdown()

@@ -21,6 +21,7 @@ from fastvideo.v1.distributed.parallel_state import get_control_group
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.phase_state import State
 from fastvideo.v1.worker.gpu_worker import GPUWorker
+from fastvideo.v1.worker.heartbeat import Heartbeat
 
 T = TypeVar("T")
 
@@ -65,6 +66,8 @@ class PhaseJob(ABC):
         self.run = run
         self.worker = worker
         self.settings = settings
+        # Ranks that wait for a hung one are to tell of it first.
+        self.heartbeat = Heartbeat(least=2 * settings.rank_timeout)
         self.is_stopping = is_stopping  # all ranks of the model group ask at the same point, and hear the same
         self.leads = get_control_group().rank == 0  # the one rank of the model group that reads and writes the stores
 

@@ -67,6 +67,7 @@ class DenoiseJob(SampleJob):
         assert batch.timesteps is not None
         if batch.step_index == len(batch.timesteps):
             return
+        self.heartbeat.beat()
         every = self.settings.checkpoint_every
         stopping = self.is_stopping()
         if self.leads and (stopping or (every and batch.step_index % every == 0)):

@@ -57,6 +57,6 @@ def _befall(faults: Sequence[dict[str, Any]], prompt: str, step: int | None) -> 
 
 if __name__ == "__main__":
     told = os.environ
-    sooner = patch("fastvideo.v1.worker.heartbeat.Heartbeat", lambda least: Heartbeat(least / 25))
+    sooner = patch("fastvideo.v1.worker.phase_jobs.base.Heartbeat", lambda least: Heartbeat(least / 25))
     with sooner, faulty(int(told.get("RANK", 0)), json.loads(told["FAULTS"]), float(told.get("FAULT_SECONDS", 0))):
         runpy.run_module(stage_job.__name__, run_name="__main__")
