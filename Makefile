@@ -24,14 +24,19 @@ help:
 
 EXTRAS := $(if $(filter cuda,$(TORCH)),dev$(comma)flash-attn,dev)
 
-# The stamp's name carries what was installed, so that another TORCH installs anew.
-INSTALLED := $(VENV)/.installed-$(TORCH)-$(TORCH_VERSION)
+# The stamps' names carry what was installed, so that another build of PyTorch, or another TORCH, installs anew.
+PYTORCH := $(VENV)/.torch-$(TORCH_VERSION)$(subst /,_,$(subst :,_,$(TORCH_INDEX)))
+INSTALLED := $(VENV)/.installed-$(TORCH)
 
-$(INSTALLED): pyproject.toml infra/constraints.txt
-	$(PYTHON) -m venv $(VENV)
+$(PYTORCH):
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
+	@touch $@
+
+$(INSTALLED): $(PYTORCH) pyproject.toml infra/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m compileall -q fastvideo flows tasks  # pip does not where it only links: jobs start half a second sooner
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 

@@ -1,7 +1,7 @@
 """`fastvideo bench dataset`: what orchestration costs, by a run whose jobs only commit.
 
-Flows, tasks, Prefect server, database, store and ledger are the real ones; the launch of torchrun is left out. A run is
-a process of its own, killed with -9 at half of its shards if wanted, and then resumed by another.
+Flows, tasks, Prefect server, database, store and ledger are the real ones; the launch of jobs is left out. A run is a
+process of its own, killed with -9 at half of its shards if wanted, and then resumed by another.
 """
 
 import asyncio

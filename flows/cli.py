@@ -7,15 +7,16 @@ import sys
 from collections.abc import Sequence
 
 from fastvideo.v1.cli import add_commands
+from fastvideo.v1.dataset.objects.store_errors import StoreUnavailable
 from fastvideo.v1.shown_text import shown
 from flows.bench_command import add_bench_dataset
 from flows.dataset_commands import add_dataset_commands
 
-EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 128 + signal.SIGINT
+EXIT_MISTAKE, EXIT_AWAY, EXIT_INTERRUPTED = 1, os.EX_TEMPFAIL, 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits with its code; a mistake is one line on standard error and exit code 1."""
+    """Runs a command and exits with its code; a mistake is one line on standard error and exit code 1, an outage 75."""
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
@@ -34,7 +35,9 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        return _end(f"error: {' '.join(str(error).split()) or type(error).__name__}", EXIT_MISTAKE)
+        is_away = isinstance(error, ConnectionError | StoreUnavailable)
+        line = f"error: {' '.join(str(error).split()) or type(error).__name__}"
+        return _end(line, EXIT_AWAY if is_away else EXIT_MISTAKE)
 
 
 class _Parser(argparse.ArgumentParser):

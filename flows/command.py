@@ -5,7 +5,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-EXIT_CODES = "exit codes: 0 all done, 2 samples failed, 3 samples missing, 1 a mistake"
+EXIT_CODES = (
+    "exit codes: 0 all done, 2 samples failed, 3 samples missing, 1 a mistake, 75 a store or server is away, "
+    "130 interrupted (Ctrl-C)"
+)
 EXIT_MISSING, EXIT_DAMAGED = 3, 4
 
 

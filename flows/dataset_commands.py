@@ -26,6 +26,7 @@ def add_dataset_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         _add_config(command)
         if name == "plan":
             command.add_argument("--price", metavar="X", type=float, help="money for a GPU-hour, to be quoted")
+            command.epilog = f"{_KEYS}; exit codes: 0 planned, whatever is missing, 1 a mistake"
     _add_config(_retry_command(kinds))
     for name, run, text in (
         ("status", _status, "say what is done, failed and missing"),
@@ -41,7 +42,8 @@ def add_dataset_commands(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _retry_command(kinds: "argparse._SubParsersAction[Any]") -> argparse.ArgumentParser:
-    command = add_command(kinds, "retry", _retry, "take up failed samples again, and make what is missing")
+    text = "take up failed samples again, and make what is missing; repeat the run's --engine.num_gpus and the like"
+    command = add_command(kinds, "retry", _retry, text)
     command.add_argument("--run", metavar="NAME", dest="run_name", help="the run; the newest by default")
     return command
 
@@ -107,10 +109,10 @@ def _orchestrate(options: argparse.Namespace, flow_name: str, parameters: Mappin
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from fastvideo.v1.dataset.changes import find_changes
-    from fastvideo.v1.dataset.planning import plan_run
-    from fastvideo.v1.dataset.quote import quote
-    from fastvideo.v1.dataset.status import summarize
+    from fastvideo.v1.dataset.plan.changes import find_changes
+    from fastvideo.v1.dataset.plan.planning import plan_run
+    from fastvideo.v1.dataset.plan.quote import quote
+    from fastvideo.v1.dataset.progress.status import summarize
     from flows.quote_console import show_plan
 
     config = _config(options)
@@ -133,7 +135,7 @@ def _status(options: argparse.Namespace) -> int:
         from flows.watch import watch
 
         return watch(options.output, options.run_name, options.watch, options.json)
-    from fastvideo.v1.dataset.status import run_status
+    from fastvideo.v1.dataset.progress.status import run_status
     from flows.console import show_status
 
     status = run_status(options.output, options.run_name)
@@ -144,9 +146,9 @@ def _status(options: argparse.Namespace) -> int:
 def _publish(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from fastvideo.v1.dataset.publish import publish
-    from fastvideo.v1.dataset.run import open_run
-    from fastvideo.v1.dataset.status import run_status
+    from fastvideo.v1.dataset.progress.status import run_status
+    from fastvideo.v1.dataset.publishing.publish import publish
+    from fastvideo.v1.dataset.runs.run import open_run
     from flows.console import show_published
 
     opened = open_run(options.output, options.run_name)

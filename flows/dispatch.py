@@ -7,7 +7,8 @@ whatever still works on it stops, and what is missing is cut again.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from prefect.deployments import run_deployment
 
 from fastvideo.v1.dataset.config import PoolsConfig, RunConfig, config_values
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
+from flows.local_server import is_away
 from flows.run_wave import OverBudget, run_wave
 from tasks.plan import find_open_waves, open_wave
 
@@ -103,7 +105,7 @@ class WavesOnPools:
         self.working: dict[str, UUID | None] = {}
         self._config, self._run = config, run
         self._legs: dict[str, list[Leg]] = {}
-        self._heard = time.monotonic()
+        self._away_since: float | None = None
 
     def left_open(self) -> list[str]:
         """All that are open: to start one again, under its own key, finds the flow run that there is."""
@@ -117,22 +119,28 @@ class WavesOnPools:
             self._start_leg(wave)
 
     def _start_leg(self, wave: str) -> None:
-        leg = self._legs[wave].pop(0)
+        """Starts the next flow run of a wave, or leaves that to a time at which the server answers."""
+        self.working[wave] = None
+        leg = self._legs[wave][0]
         phases = "+".join(leg.phases)
         parameters = {"config": config_values(self._config), "run": self._run, "wave": wave, "phases": [*leg.phases]}
-        flow_run = run_deployment(
-            leg.deployment,
-            parameters=parameters,
-            flow_run_name=f"wave {wave} {phases}",
-            tags=[self._run],
-            idempotency_key=f"{self._run}/{wave}/{phases}",
-            timeout=0,
-        )
-        self.working[wave] = flow_run.id  # type: ignore[union-attr]
+        with self._patience():
+            flow_run = run_deployment(
+                leg.deployment,
+                parameters=parameters,
+                flow_run_name=f"wave {wave} {phases}",
+                tags=[self._run],
+                idempotency_key=f"{self._run}/{wave}/{phases}",
+                timeout=0,
+            )
+            self.working[wave] = flow_run.id  # type: ignore[union-attr]
+            del self._legs[wave][0]
 
     def wait(self) -> Sequence[Ended]:
         """Asks after a while; a wave whose flow run ended well goes on with its next."""
         time.sleep(_POLL_SECONDS)
+        for wave in [wave for wave, id in self.working.items() if id is None]:
+            self._start_leg(wave)
         ended = []
         for wave, state in self._states().items():
             if state is not None and not state.is_final():
@@ -149,14 +157,24 @@ class WavesOnPools:
     def _states(self) -> dict[str, State[Any] | None]:
         """What the server says of each wave's flow run, None if it has none; empty while it can't be asked."""
         ids = [id for id in self.working.values() if id is not None]
-        try:
+        if not ids:
+            return {}
+        with self._patience():
             client = get_client(sync_client=True)  # the flow's own
             runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)))
-        except httpx.TransportError as error:
-            if time.monotonic() - self._heard > _PATIENCE_SECONDS:
+            states = {run.id: run.state for run in runs}
+            return {wave: states.get(id) for wave, id in self.working.items() if id is not None}
+        return {}
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """Passes over the errors of a server that is away, or without its database, for ten minutes."""
+        try:
+            yield
+        except httpx.HTTPError as error:
+            self._away_since = self._away_since or time.monotonic()
+            if not is_away(error) or time.monotonic() - self._away_since > _PATIENCE_SECONDS:
                 raise
             get_run_logger().warning("the Prefect server does not answer (%s); asked again", error)
-            return {}
-        self._heard = time.monotonic()
-        states = {run.id: run.state for run in runs}
-        return {wave: states.get(id) for wave, id in self.working.items() if id is not None}
+        else:
+            self._away_since = None

@@ -2,6 +2,7 @@
 
 import uuid
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 from prefect import flow
@@ -44,14 +45,18 @@ def generate_dataset(config: RunConfig) -> dict[str, Any]:
 
 @flow(flow_run_name="{config.output}", on_cancellation=[cancel_waves])
 def retry_failed(config: RunConfig, run: str | None = None) -> dict[str, Any]:
-    """Makes what a run lacks, its failed samples included. The prompts are the run's, ``config.prompts`` is unread."""
-    return _complete(config, take_up_failed(config.output, run))
+    """Makes what a run lacks, its failed samples included. The prompts are the run's, ``config.prompts`` is unread.
+
+    So is its model, unless ``config`` says where that lies now.
+    """
+    return _complete(config, take_up_failed(config, run))
 
 
 def _complete(config: RunConfig, start: dict[str, Any]) -> dict[str, Any]:
     """Wave after wave while something can be made and waves change anything; then publishes."""
     if (flow_run.run_count or 0) > _MOST_STARTS:
         raise RuntimeError(f"this run has been started {_MOST_STARTS} times and never came to its end; see their logs")
+    config = replace(config, engine=replace(config.engine, model_path=start["model_path"]))
     report("planned", **start)
     waves = WavesOnPools(config, start["run"]) if config.pools.are_used else WavesHere(config, start["run"])
     view = RunView(config, start, waves.working)
@@ -105,6 +110,7 @@ def _run_waves(config: RunConfig, run: str, waves: Waves, view: RunView, course:
 
 def _pause(config: RunConfig, summary: dict[str, Any]) -> None:
     """Tells of it, and waits for a person where Prefect can start the run again: resumed, it begins anew."""
-    tell_over_budget(config, summary["run"])
-    if deployment.id and summary["exit_code"] == 3:
+    waits = bool(deployment.id) and summary["exit_code"] == 3
+    tell_over_budget(config, summary["run"], waits)
+    if waits:
         suspend_flow_run(key=uuid.uuid4().hex)

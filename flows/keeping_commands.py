@@ -23,12 +23,13 @@ def add_keeping_commands(kinds: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _add_gc(kinds: "argparse._SubParsersAction[Any]") -> None:
-    text = "delete what no run and no published table needs; without --yes only say what"
-    gc = add_command(kinds, "gc", _gc, text, f"exit codes: 0 done, {EXIT_MISSING} a run came between, 1 a mistake")
+    purpose = "delete what no run and no published table needs; without --yes only say what"
+    gc = add_command(kinds, "gc", _gc, purpose, f"exit codes: 0 done, {EXIT_MISSING} a run came between, 1 a mistake")
     gc.add_argument(
         "--output", metavar="URI", required=True, action="append", help="a data set; all that share a store"
     )
-    gc.add_argument("--drop-run", metavar="NAME", action="append", default=[], help="a run that is wanted no more")
+    text = "a run that is wanted no more; its folder's URI, if several of the outputs have one of that name"
+    gc.add_argument("--drop-run", metavar="NAME", action="append", default=[], help=text)
     gc.add_argument(
         "--older-than", metavar="HOURS", type=float, default=24.0, help="leave what is younger, 24 hours by default"
     )
@@ -50,29 +51,28 @@ def _add_reproduce(kinds: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from fastvideo.v1.dataset.run import list_runs, open_run
-    from fastvideo.v1.dataset.status import run_status
-    from fastvideo.v1.dataset.verify import verify
+    from fastvideo.v1.dataset.keeping.verify import runs_to_verify, verify
+    from fastvideo.v1.dataset.objects.store import Store
+    from fastvideo.v1.dataset.progress.status import run_status
     from flows.keeping_console import counting, show_verification
 
-    newest = open_run(options.output, options.run_name)
-    every = list_runs(newest.output)
-    chosen = every if options.all_runs else [newest]
+    output = Store(options.output)
+    chosen, every = runs_to_verify(output, options.run_name, all_runs=options.all_runs)
     with counting("verified") as progress:
-        found = verify(newest.output, chosen, every, repair=options.repair, progress=progress)
-    statuses = [run_status(run.output, run.name) for run in chosen]
-    code = EXIT_DAMAGED if found.is_damaged else max(EXIT_MISSING * found.has_gaps, *(s.exit_code for s in statuses))
+        found = verify(output, chosen, every, repair=options.repair, progress=progress)
+    statuses = [run_status(output, run.name) for run in chosen]
+    code = EXIT_DAMAGED if found.is_damaged else max([EXIT_MISSING * found.has_gaps, *(s.exit_code for s in statuses)])
     result = {**found.to_dict(), "runs": [status.to_dict() for status in statuses], "exit_code": code}
     print_result(options, result, show_verification)
     return code
 
 
 def _gc(options: argparse.Namespace) -> int:
-    from fastvideo.v1.dataset.collect import collect_garbage
-    from fastvideo.v1.dataset.run import open_run
+    from fastvideo.v1.dataset.keeping.collect import collect_garbage
+    from fastvideo.v1.dataset.objects.store import Store
     from flows.keeping_console import counting, show_collected
 
-    outputs = [open_run(output).output for output in options.output]
+    outputs = [Store(output) for output in options.output]
     settings = {"drop": options.drop_run, "min_age_hours": options.older_than, "delete": options.yes}
     with counting("deleted" if options.yes else "found") as progress:
         collected = collect_garbage(outputs, **settings, progress=progress)
@@ -81,8 +81,8 @@ def _gc(options: argparse.Namespace) -> int:
 
 
 def _copy(options: argparse.Namespace) -> int:
-    from fastvideo.v1.dataset.copying import copy_output
-    from fastvideo.v1.dataset.store import Store
+    from fastvideo.v1.dataset.keeping.copying import copy_output
+    from fastvideo.v1.dataset.objects.store import Store
     from flows.keeping_console import counting, show_copied
 
     target = Store(options.to)
@@ -95,7 +95,7 @@ def _copy(options: argparse.Namespace) -> int:
 def _reproduce(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from fastvideo.v1.dataset.run import open_run
+    from fastvideo.v1.dataset.runs.run import open_run
     from fastvideo.v1.worker.reproduce import reproduce
     from flows.keeping_console import show_reproduction
 

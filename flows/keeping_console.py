@@ -45,6 +45,8 @@ def show_verification(result: Mapping[str, Any]) -> None:
         _show_findings([finding for finding in result["findings"] if finding["kind"] == kind], count)
     for status in result["runs"]:
         show_status(status)
+    if not result["runs"]:
+        print("no run is left: held against the published table alone")
     if damaged := result["counts"].get("damaged", 0) - result["num_put_aside"]:
         print(f"{damaged} objects are damaged; `--repair` puts them aside, and a run then makes them again")
     elif result["exit_code"] == 0:
@@ -63,7 +65,7 @@ def show_collected(result: Mapping[str, Any]) -> None:
         Console().print(table)
     print(f"{files} files, {size} {'deleted' if result['deleted'] else 'to be deleted with --yes'}")
     if not result["is_whole"]:
-        print("a run was planned meanwhile, so that the rest stays; the same command takes it up again")
+        print("a run was planned or an output came meanwhile: the rest stays; the same command takes it up again")
 
 
 def show_copied(result: Mapping[str, Any]) -> None:

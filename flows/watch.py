@@ -24,8 +24,8 @@ def watch(output: str, run_name: str | None, seconds: float, as_json: bool) -> i
 
     A picture on a terminal, else a line each time. The store has at least twice as long a rest as a look takes.
     """
-    from fastvideo.v1.dataset.run import open_run
-    from fastvideo.v1.dataset.store_errors import StoreUnavailable
+    from fastvideo.v1.dataset.objects.store_errors import StoreUnavailable
+    from fastvideo.v1.dataset.runs.run import open_run
 
     run = open_run(output, run_name)
     with _shower(as_json) as show:
@@ -43,9 +43,9 @@ def watch(output: str, run_name: str | None, seconds: float, as_json: bool) -> i
 
 
 def _look(run: Any) -> View:
-    from fastvideo.v1.dataset.rate import read_rates, seconds_left
-    from fastvideo.v1.dataset.scan import scan
-    from fastvideo.v1.dataset.status import summarize
+    from fastvideo.v1.dataset.progress.rate import read_rates, seconds_left
+    from fastvideo.v1.dataset.progress.scan import scan
+    from fastvideo.v1.dataset.progress.status import summarize
 
     status, rates = summarize(run, scan(run)), read_rates(run)
     view = status.to_dict()

@@ -11,7 +11,6 @@ from uuid import UUID
 import httpx
 from PIL import Image
 from prefect.artifacts import (
-    ArtifactUpdate,
     create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
@@ -21,8 +20,8 @@ from prefect.client.orchestration import get_client
 from prefect.utilities.urls import url_for
 
 from fastvideo.v1.dataset.layout import CONTACT_SHEET
-from fastvideo.v1.dataset.publish import PublishReport
-from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.publishing.publish import PublishReport
+from fastvideo.v1.dataset.runs.run import Run
 from fastvideo.v1.logger import init_logger
 from fastvideo.v1.shown_text import shown
 
@@ -41,17 +40,25 @@ class LiveArtifact:
     def __init__(self, kind: Literal["markdown", "table", "progress"], key: str, description: str) -> None:
         self._kind, self._key, self._description = kind, key, description
         self._id: UUID | None = None
+        self._data: Any = None
 
     def show(self, data: Any) -> None:
         """Shows ``data``: text, rows as a list of dicts, or a percentage."""
+        if data == self._data:
+            return
         try:
             if self._id is None:
                 self._id = self._create(data)
             else:
-                stored = json.dumps(data) if self._kind == "table" else data
-                get_client(sync_client=True).update_artifact(self._id, ArtifactUpdate(data=stored))
+                self._change(self._id, data)
+            self._data = data
         except httpx.HTTPError as error:
             logger.warning("%s is not shown: %s", self._description, error)
+
+    def _change(self, id: UUID, data: Any) -> None:
+        """Without ``update_artifact``, whose event holds all of the data and is kept for a week."""
+        change = {"data": json.dumps(data) if self._kind == "table" else data}
+        get_client(sync_client=True).request("PATCH", "/artifacts/{id}", path_params={"id": id}, json=change)
 
     def _create(self, data: Any) -> UUID:
         match self._kind:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastvideo.v1.dataset.contact_sheet import NUM_VIDEOS
-from fastvideo.v1.dataset.wave_report import PhaseReport, WaveReport
-from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.dataset.publishing.contact_sheet import NUM_VIDEOS
+from fastvideo.v1.dataset.waves.wave import WaveShard
+from fastvideo.v1.dataset.waves.wave_report import PhaseReport, WaveReport
 from fastvideo.v1.pipelines.phase import Phase
 from tasks.events import Event
 
@@ -81,7 +81,7 @@ class WaveBoard:
             row.state, row.cause, row.message = ("failed" if cause else "done"), cause, message
             row.seconds = time.monotonic() - row.started if row.started else 0.0
 
-    def report(self, is_over_budget: bool = False) -> WaveReport:
+    def report(self) -> WaveReport:
         """Where the wave stands."""
         with self._lock:
             rows = [(row, _decided(row)) for row in self._rows.values()]
@@ -96,7 +96,7 @@ class WaveBoard:
                 gpu_seconds=round(before.gpu_seconds + row.gpu_seconds, 3),
             )
         seconds = time.monotonic() - self._began
-        return WaveReport(phases=phases, seconds=seconds, failed=self.failed(), is_over_budget=is_over_budget)
+        return WaveReport(phases=phases, seconds=seconds, failed=self.failed())
 
     def failed(self) -> list[dict[str, str]]:
         """The shards whose task failed, with why."""

@@ -10,7 +10,7 @@ from prefect.concurrency.sync import concurrency
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.worker.device_lock import NO_DEVICES, HeldDevices, hold_devices, visible_devices
 from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure
-from fastvideo.v1.worker.torchrun import NODE_LAUNCHER_VARIABLE
+from fastvideo.v1.worker.torchrun import node_settings
 
 _ASK_SECONDS = 10.0
 _LEASE_SECONDS = 60.0  # after this at the latest, what a killed job held is free again
@@ -20,14 +20,16 @@ _LEASE_SECONDS = 60.0  # after this at the latest, what a killed job held is fre
 def hold_gpus(config: RunConfig, count: int, stop: threading.Event) -> Iterator[HeldDevices]:
     """Has ``count`` GPUs for the block; a killed process gives them back, to the kernel at once and to Prefect soon.
 
-    A job of several nodes gets its GPUs from the cluster, and one on a CPU needs none. Raises ``JobFailed``.
+    A job of several nodes gets its GPUs from the cluster, and one on a CPU needs none. Raises ``JobFailed``, and
+    ``ValueError`` for nodes that are not told of in full.
     """
-    is_elsewhere = config.engine.device == "cpu" or NODE_LAUNCHER_VARIABLE in os.environ
+    is_elsewhere = config.engine.device == "cpu" or node_settings(os.environ).count > 1
     devices = () if is_elsewhere else visible_devices(os.environ)
     with ExitStack() as stack:
-        if config.gpu_limit is not None:
+        held = stack.enter_context(hold_devices(devices, count, stop)) if devices else NO_DEVICES
+        if config.gpu_limit is not None:  # the GPUs first: whoever waits for this host's takes no slot from another
             _take_slots(stack, config.gpu_limit, count, stop)
-        yield stack.enter_context(hold_devices(devices, count, stop)) if devices else NO_DEVICES
+        yield held
 
 
 def _take_slots(stack: ExitStack, limit: str, count: int, stop: threading.Event) -> None:

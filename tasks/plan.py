@@ -1,22 +1,25 @@
 """Planning: what there is to make, and its next piece."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from fastvideo.v1.dataset import open_waves
-from fastvideo.v1.dataset.changes import find_changes
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.dataset.failures import clear_failures
-from fastvideo.v1.dataset.ledger import compact_ledger
-from fastvideo.v1.dataset.phase_layouts import choose_phase_layouts
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.recovery import index_recovered
-from fastvideo.v1.dataset.run import Run, open_run
-from fastvideo.v1.dataset.scan import Scan, scan
-from fastvideo.v1.dataset.shards import write_waves
-from fastvideo.v1.dataset.status import summarize
-from fastvideo.v1.dataset.wave_report import read_reports
-from fastvideo.v1.dataset.waves import WaveShard, read_wave
+from fastvideo.v1.dataset.plan.changes import find_changes
+from fastvideo.v1.dataset.plan.figures import benchmark_seconds
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.progress.failures import clear_failures
+from fastvideo.v1.dataset.progress.ledger import compact_ledger
+from fastvideo.v1.dataset.progress.recovery import index_recovered
+from fastvideo.v1.dataset.progress.scan import Scan, scan
+from fastvideo.v1.dataset.progress.status import summarize
+from fastvideo.v1.dataset.runs.fingerprint import find_model
+from fastvideo.v1.dataset.runs.phase_layouts import choose_phase_layouts
+from fastvideo.v1.dataset.runs.run import Run, open_run
+from fastvideo.v1.dataset.waves import open_waves
+from fastvideo.v1.dataset.waves.shards import write_waves
+from fastvideo.v1.dataset.waves.wave import WaveShard, read_wave
+from fastvideo.v1.dataset.waves.wave_report import read_reports
 from fastvideo.v1.pipelines.describe import describe_pipeline
 from fastvideo.v1.pipelines.phase import ALL_PHASES
 from tasks.retries import storage_task
@@ -24,11 +27,12 @@ from tasks.retries import storage_task
 
 @storage_task()
 def plan(config: RunConfig) -> dict[str, Any]:
-    """Adds the prompts' new samples to the run that ``config`` names; returns the run's name and counts."""
+    """Adds the prompts' new samples to the run that ``config`` names; returns its name, counts and model's path."""
     planned = plan_run(config)
     changes = find_changes(planned, config)
     found = _index(planned.run, planned.scan)
     counts = {
+        "model_path": _from_anywhere(config.engine.model_path),
         "changes": changes.lines() if changes else [],
         "samples": planned.num_samples,
         "new": planned.num_new,
@@ -38,11 +42,12 @@ def plan(config: RunConfig) -> dict[str, Any]:
 
 
 @storage_task()
-def take_up_failed(output: str, run: str | None) -> dict[str, Any]:
-    """Gives the failed samples of a run their tries back; returns how many they were, and the run's counts."""
-    opened = open_run(output, run)
-    retried = clear_failures(opened)
-    return {"retried": retried, **summarize(opened, _index(opened, scan(opened))).to_dict()}
+def take_up_failed(config: RunConfig, run: str | None) -> dict[str, Any]:
+    """Gives the failed samples of a run their tries back; returns how many, the run's counts, and its model's path."""
+    opened = open_run(config.output, run)
+    model_path = _from_anywhere(find_model(opened, config.engine.model_path))
+    counts = {"model_path": model_path, "retried": clear_failures(opened)}
+    return {**counts, **summarize(opened, _index(opened, scan(opened))).to_dict()}
 
 
 @storage_task()
@@ -66,11 +71,13 @@ def cut_waves(config: RunConfig, run: str, first: int, count: int, others: Seque
     Their shards are written, of what no wave of ``others`` holds.
     """
     opened = open_run(config.output, run)
-    choices = choose_phase_layouts(config, describe_pipeline(config.engine.model_path), opened.sampling)
+    description = describe_pipeline(config.engine.model_path)
+    choices = choose_phase_layouts(config, description, opened.sampling)
+    expected = benchmark_seconds(description, opened.sampling, choices, config.engine.vae_precision)
     held = open_waves.read_held(opened, others) if others else open_waves.NOTHING_HELD
-    found = _index(opened, scan(opened))
-    waves = [shards[0].wave for shards in write_waves(opened, found, config, first, count, choices, held)]
-    return {"waves": waves, **summarize(opened, found).to_dict()}
+    found = _index(opened, scan(opened), held)
+    waves = write_waves(opened, found, config, first, count, choices, held, expected)
+    return {"waves": [shards[0].wave for shards in waves], **summarize(opened, found).to_dict()}
 
 
 @storage_task()
@@ -99,12 +106,18 @@ def close_wave(output: str, run: str, wave: str) -> dict[str, Any]:
     told = {"reports": [report.to_dict() for report in reports]}
     if any(phase.committed or phase.bad for report in reports for phase in report.phases.values()):
         return told
-    return {**told, **summarize(opened, _index(opened, scan(opened))).to_dict()}
+    held = open_waves.read_held(opened, open_waves.open_waves(opened))
+    return {**told, **summarize(opened, _index(opened, scan(opened), held)).to_dict()}
 
 
-def _index(run: Run, found: Scan) -> Scan:
-    """The scan, once objects that a killed process left out of the ledger are in it, or put aside as damaged."""
-    if any(len(phase.unindexed_ids) for phase in found.values()) and index_recovered(run, found).damaged:
+def _from_anywhere(model_path: str) -> str:
+    """A directory's whole path, since jobs may run in another; a URI or a hub id says the same everywhere."""
+    return os.path.abspath(model_path) if os.path.isdir(model_path) else model_path
+
+
+def _index(run: Run, found: Scan, held: open_waves.Held = open_waves.NOTHING_HELD) -> Scan:
+    """The scan, once objects that the ledger lacks are in it, or put aside as damaged; not those of waves at work."""
+    if index_recovered(run, found, held.by_phase()).damaged:
         found = scan(run)
     for phase in ALL_PHASES:
         compact_ledger(run, phase)

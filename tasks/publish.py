@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from fastvideo.v1.dataset.publish import publish as publish_run
-from fastvideo.v1.dataset.run import open_run
+from fastvideo.v1.dataset.publishing.publish import publish as publish_run
+from fastvideo.v1.dataset.runs.run import open_run
 from tasks.artifacts import link_data_set, show_contact_sheet
 from tasks.retries import storage_task
 

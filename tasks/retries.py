@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import task
 
-from fastvideo.v1.dataset.store_errors import StoreUnavailable
+from fastvideo.v1.dataset.objects.store_errors import StoreUnavailable
 from fastvideo.v1.worker.failures import Cause, JobFailed
 
 RETRIES = 3
@@ -15,8 +15,9 @@ _FIRST_DELAY = 10.0
 def delay_before_retry(cause: Cause, attempt: int) -> float | None:
     """Seconds to wait after the failed ``attempt`` (from 1), or None: no more.
 
-    Preemption is nobody's fault and is not counted here (tasks/stage.py). A job that ran out of memory gets a second
-    chance, for another process may have held it; a bad input stays bad.
+    Preemption is nobody's fault and is not counted here, nor is a job whose time was up though it had made something
+    (tasks/stage.py). A job that ran out of memory gets a second chance, for another process may have held it; a bad
+    input stays bad.
     """
     if cause is Cause.BAD_INPUT or attempt > RETRIES:
         return None

@@ -1,8 +1,8 @@
 """The whole run in Prefect's UI, wherever its waves are worked on: from storage and what their runners tell."""
 
 import time
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -10,10 +10,10 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.dataset.failures import read_failures
-from fastvideo.v1.dataset.run import open_run
-from fastvideo.v1.dataset.store_errors import StoreUnavailable
-from fastvideo.v1.dataset.wave_report import WaveReport, read_reports
+from fastvideo.v1.dataset.objects.store_errors import StoreUnavailable
+from fastvideo.v1.dataset.progress.failures import read_failures
+from fastvideo.v1.dataset.runs.run import open_run
+from fastvideo.v1.dataset.waves.wave_report import WaveReport, read_reports
 from fastvideo.v1.pipelines.phase import ALL_PHASES
 from tasks.artifacts import LiveArtifact, duration, escape, link, run_link
 from tasks.events import Event
@@ -31,7 +31,8 @@ class RunView:
         self._run = open_run(config.output, start["run"])
         self._working = working
         self._status = self._before = start["phases"]
-        self._uncounted: list[WaveReport] = []  # of waves that ended since the last scan
+        self._told: Counter[str] = Counter()  # rows of each phase decided by waves that ended since the last scan
+        self._counted: dict[str, Counter[str]] = {}  # what those at work had told by then, and the scan found
         self._past: list[str] = []
         self._began = self._shown = time.monotonic()
         self._bar = LiveArtifact("progress", f"progress-{self._run.name}", f"Run {self._run.name}")
@@ -44,12 +45,14 @@ class RunView:
 
     def count(self, status: Mapping[str, Any]) -> None:
         """Notes the run's counts by a scan."""
-        self._status, self._uncounted = status["phases"], []
+        self._status, self._told = status["phases"], Counter()
+        if (at_work := self._read_reports()) is not None:
+            self._counted = {wave: _decided(told) for wave, told in at_work.items()}
 
     def close_wave(self, wave: str, lost: str | None, flow_run_id: UUID | None, closed: Mapping[str, Any]) -> None:
         """Notes a wave's end."""
         told = [WaveReport.from_dict(report) for report in closed["reports"]]
-        self._uncounted += told
+        self._told += self._since_scan(wave, told)
         if "phases" in closed:
             self.count(closed)
         self._past.append(_row(wave, lost or "ended", told, flow_run_id))
@@ -58,16 +61,28 @@ class RunView:
     def show(self) -> None:
         """Shows the run: its counts by the last scan, and what waves have told since then."""
         self._shown = time.monotonic()
-        try:
-            at_work = {wave: read_reports(self._run, wave) for wave in self._working}
-        except StoreUnavailable:
-            return  # whoever needs the store will say so
-        told = [*self._uncounted, *chain(*at_work.values())]
-        counts = {phase: _decided(phase, self._status[phase], told) for phase in self._status}
+        at_work = self._read_reports()
+        if at_work is None:
+            return
+        told = sum((self._since_scan(wave, reports) for wave, reports in at_work.items()), self._told)
+        counts = {
+            phase: min(part["done"] + part["failed"] + part["blocked"] + told[phase], part["total"])
+            for phase, part in self._status.items()
+        }
         total = sum(counts["total"] for counts in self._status.values())
         self._bar.show(round(100.0 * sum(counts.values()) / total, 1) if total else 100.0)
         rows = [_row(wave, "at work", told, self._working[wave]) for wave, told in at_work.items()]
         self._page.show(self._markdown(counts, rows))
+
+    def _read_reports(self) -> dict[str, list[WaveReport]] | None:
+        """What the waves at work have told; None while the store cannot be reached: whoever needs it will say so."""
+        try:
+            return {wave: read_reports(self._run, wave) for wave in self._working}
+        except StoreUnavailable:
+            return None
+
+    def _since_scan(self, wave: str, told: Iterable[WaveReport]) -> Counter[str]:
+        return _decided(told) - self._counted.get(wave, Counter())
 
     def _markdown(self, counts: Mapping[str, int], rows: list[str]) -> str:
         videos, before = self._status["decode"], self._before["decode"]
@@ -99,11 +114,12 @@ class RunView:
         )
 
 
-def _decided(phase: str, status: Mapping[str, int], reports: Sequence[WaveReport]) -> int:
-    """Rows of a phase that are made, failed or blocked; those since the last scan as the runners of waves tell."""
-    told = [report.phases[phase] for report in reports if phase in report.phases]
-    known = status["done"] + status["failed"] + status["blocked"] + sum(part.committed + part.bad for part in told)
-    return min(known, status["total"])
+def _decided(reports: Iterable[WaveReport]) -> Counter[str]:
+    """Rows of each phase that the runners of a wave have made or given up."""
+    decided: Counter[str] = Counter()
+    for report in reports:
+        decided.update({name: phase.committed + phase.bad for name, phase in report.phases.items()})
+    return decided
 
 
 def _row(wave: str, state: str, told: list[WaveReport], id: UUID | None) -> str:
@@ -120,8 +136,11 @@ def _row(wave: str, state: str, told: list[WaveReport], id: UUID | None) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
-def tell_over_budget(config: RunConfig, run: str) -> None:
-    """An event for Prefect's automations (infra/automations.yaml): this flow run stands still over its error budget."""
+def tell_over_budget(config: RunConfig, run: str, waits: bool) -> None:
+    """An event for Prefect's automations (infra/automations.yaml): a wave of this flow run was over its error budget.
+
+    ``waits`` says whether the flow run now waits for a person, or ends.
+    """
     opened = open_run(config.output, run)
     failed = [
         f"{phase} {record['id']}: {record['error']}"
@@ -131,5 +150,5 @@ def tell_over_budget(config: RunConfig, run: str) -> None:
     emit_event(
         event=OVER_BUDGET_EVENT,
         resource={"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.name": flow_run.name},
-        payload={"run": run, "failed_samples": failed},
+        payload={"run": run, "waits": waits, "failed_samples": failed},
     )

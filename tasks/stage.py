@@ -1,4 +1,4 @@
-"""One phase over one shard: the task that launches a torchrun job and watches it."""
+"""One phase over one shard: the task that launches a job and watches it."""
 
 import json
 import threading
@@ -12,10 +12,11 @@ from prefect import get_run_logger
 from prefect.runtime import task_run
 
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.dataset.phase_layouts import with_layout
-from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.dataset.runs.phase_layouts import with_layout
+from fastvideo.v1.dataset.waves.wave import WaveShard
 from fastvideo.v1.pipelines.phase import ALL_PHASES
 from fastvideo.v1.worker.failures import Cause, JobFailed
+from fastvideo.v1.worker.shard_history import ShardHistory
 from fastvideo.v1.worker.torchrun import launch
 from tasks.events import Event, report
 from tasks.gpus import hold_gpus
@@ -26,12 +27,15 @@ _MOST_PREEMPTIONS = 20
 _JOB_SETTINGS = ("text_batch_size", "tries", "checkpoint_every", "rank_timeout")
 
 _stop = threading.Event()
+_histories: dict[str, ShardHistory] = {}
+"""By a shard's path: what one of Prefect's tries leaves for the next."""
 
 
 @contextmanager
 def stoppable_jobs() -> Iterator[None]:
     """Whatever ends the block early (Ctrl-C, SIGTERM, a cancelled flow) also ends the jobs begun in it."""
     _stop.clear()
+    _histories.clear()
     try:
         yield
     except BaseException:
@@ -46,16 +50,27 @@ def stop_jobs() -> None:
 
 def _run_shard(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
     """Launches the job until it ends well; returns its counts. Raises ``JobFailed`` when another try is Prefect's."""
-    for preemptions in range(_MOST_PREEMPTIONS):
+    history = _histories.setdefault(shard.path, ShardHistory())
+    preemptions = 0
+    while True:
+        history.begin_job()
         try:
-            return _launch(config, run, shard)
+            return _launch(config, run, shard, history)
         except JobFailed as error:
-            if error.failure.cause is Cause.PREEMPTED and not _stop.is_set() and preemptions + 1 < _MOST_PREEMPTIONS:
-                get_run_logger().warning("preempted; starting again at once")
+            preemptions += error.failure.cause is Cause.PREEMPTED
+            if _goes_on(error.failure.cause, preemptions, history) and not _stop.is_set():
+                get_run_logger().warning("%s; starting again at once, uncounted", error)
                 continue
             _wait_before_retry(error, shard)
             raise
-    raise AssertionError("the last preemption raises")
+
+
+def _goes_on(cause: Cause, preemptions: int, history: ShardHistory) -> bool:
+    """Whether the shard is nearer to its end than before the job that was lost, or lost it by nobody's fault."""
+    if cause is Cause.PREEMPTED:
+        return preemptions < _MOST_PREEMPTIONS
+    tells_more = history.end_job()
+    return history.has_made if cause is Cause.OUT_OF_TIME else tells_more
 
 
 def _wait_before_retry(error: JobFailed, shard: WaveShard) -> None:
@@ -69,11 +84,12 @@ def _wait_before_retry(error: JobFailed, shard: WaveShard) -> None:
         error.is_final = _stop.wait(delay)
 
 
-def _launch(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
+def _launch(config: RunConfig, run: str, shard: WaveShard, history: ShardHistory) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     report("started", shard=shard.name, task_run=task_run.id)
 
     def on_event(event: Event) -> None:
+        history.take(event)
         if event["event"] == "done":
             counts["seconds"] = max(counts["seconds"], event["seconds"])
             counts["process_seconds"] += event["seconds"]
@@ -84,7 +100,7 @@ def _launch(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
     with hold_gpus(config, shard.layout.size, _stop) as devices:
         launch(
             STAGE_JOB,
-            _arguments(config, run, shard),
+            _arguments(config, run, shard, history),
             nproc=shard.layout.size,
             log=get_run_logger().info,
             on_event=on_event,
@@ -96,8 +112,8 @@ def _launch(config: RunConfig, run: str, shard: WaveShard) -> dict[str, Any]:
     return {"shard": shard.name, "count": shard.count, **counts}
 
 
-def _arguments(config: RunConfig, run: str, shard: WaveShard) -> list[str]:
-    settings = {name: getattr(config, name) for name in _JOB_SETTINGS}
+def _arguments(config: RunConfig, run: str, shard: WaveShard, history: ShardHistory) -> list[str]:
+    settings = {name: getattr(config, name) for name in _JOB_SETTINGS} | {"suspects": history.suspects}
     arguments = ["--output", config.output, "--run", run, "--phase", str(shard.phase), "--shard", shard.path]
     engine = with_layout(config.engine, shard.layout)
     return [*arguments, "--engine", json.dumps(asdict(engine)), "--settings", json.dumps(settings)]

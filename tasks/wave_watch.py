@@ -1,18 +1,21 @@
 """Looks after a wave while it runs: shows it in Prefect's UI, leaves its report in storage, says when to end early."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 from prefect import get_run_logger
 
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.dataset.contact_sheet import render_contact_sheet
-from fastvideo.v1.dataset.open_waves import shard_paths
-from fastvideo.v1.dataset.run import open_run
-from fastvideo.v1.dataset.shards import read_shard
-from fastvideo.v1.dataset.store_errors import StoreUnavailable
-from fastvideo.v1.dataset.wave_report import WaveReport, write_report
+from fastvideo.v1.dataset.objects.store_errors import StoreUnavailable
+from fastvideo.v1.dataset.publishing.contact_sheet import render_contact_sheet
+from fastvideo.v1.dataset.runs.run import open_run
+from fastvideo.v1.dataset.waves.open_waves import shard_paths
+from fastvideo.v1.dataset.waves.shards import read_shard
+from fastvideo.v1.dataset.waves.wave_report import WaveReport, write_report
 from tasks.artifacts import LiveArtifact, contact_sheet_markdown, duration, escape, link, run_link
 from tasks.board import WaveBoard
 
@@ -48,27 +51,34 @@ class WaveWatch:
             return WaveEnd.DONE
         told = self._board.report()
         self._show(told)
-        if self._budget is not None and told.bad_share > self._budget:
+        if self._is_over_budget(told):
             return WaveEnd.OVER_BUDGET
-        try:
+        with _through_outages():
             if not shard_paths(self._run, self._wave):
                 return WaveEnd.CLOSED
             write_report(self._run, self._wave, told)
             if time.monotonic() - self._sheet_shown > _SHEET_SECONDS:
                 self._show_sheet()
-        except StoreUnavailable as error:
-            get_run_logger().warning("%s; the wave goes on", error)
         self._looked = time.monotonic()
         return WaveEnd.DONE
 
     def finish(self, end: WaveEnd) -> WaveReport:
-        """Shows and leaves the last report, also for whoever closes the wave."""
-        told = self._board.report(is_over_budget=end is WaveEnd.OVER_BUDGET)
+        """Shows and leaves the last report, also for whoever closes the wave.
+
+        A wave that was done before anybody looked may be over its budget, too.
+        """
+        told = self._board.report()
+        is_over = end is WaveEnd.OVER_BUDGET or (end is WaveEnd.DONE and self._is_over_budget(told))
+        told = replace(told, is_over_budget=is_over)
         self._show(told)
         if end is not WaveEnd.CLOSED:
-            write_report(self._run, self._wave, told)
-            self._show_sheet()
+            with _through_outages():
+                write_report(self._run, self._wave, told)
+                self._show_sheet()
         return told
+
+    def _is_over_budget(self, told: WaveReport) -> bool:
+        return self._budget is not None and told.bad_share > self._budget
 
     def _show(self, told: WaveReport) -> None:
         self._bar.show(round(told.percent, 1))
@@ -88,6 +98,15 @@ class WaveWatch:
         tables = [read_shard(self._run, path) for path in {path for path, _ in newest}]
         prompts = {id: prompt for table in tables for id, prompt in zip(*_columns(table, "id", "prompt"), strict=True)}
         return render_contact_sheet(self._run, videos=[(id, prompts[id]) for _, id in newest])
+
+
+@contextmanager
+def _through_outages() -> Iterator[None]:
+    """The work of a wave does not need what is left or shown here."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        get_run_logger().warning("%s; the wave goes on", error)
 
 
 def _columns(table: Any, *names: str) -> list[list[str]]:

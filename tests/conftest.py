@@ -1,4 +1,4 @@
-"""Models that tests run on: the embedded trained one, and a tiny random one written by diffusers."""
+"""Fresh seeds, and models that tests run on: the embedded trained one, and a tiny random one written by diffusers."""
 
 import json
 import os
@@ -35,6 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _group(item: pytest.Item) -> str:
     (mark,) = item.iter_markers("xdist_group")
     return str(mark.args[0])
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed() -> int:
+    """Every test draws new inputs; the seed is in the captured output of a failure."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    return seed
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,11 @@ import torch
 
 from fastvideo.v1.dataset.config import RunConfig, parse_config
 from fastvideo.v1.dataset.layout import object_path
-from fastvideo.v1.dataset.ledger import LedgerRow, LedgerWriter
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.state_file import pack_state
-from fastvideo.v1.dataset.video import VideoWriter
+from fastvideo.v1.dataset.objects.state_file import pack_state
+from fastvideo.v1.dataset.objects.video import VideoWriter
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.progress.ledger import LedgerRow, LedgerWriter
+from fastvideo.v1.dataset.runs.run import Run
 from fastvideo.v1.pipelines.phase import Phase
 
 

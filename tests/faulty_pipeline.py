@@ -1,4 +1,4 @@
-"""A pipeline in which the prompt decides what goes wrong, on rank 1: ``raise decode``, ``kill denoise``, ``stop …``."""
+"""A pipeline in which the prompt decides what goes wrong, on rank 1: ``raise decode``, ``kill denoise``."""
 
 import os
 import signal
@@ -22,8 +22,8 @@ class FaultStage(PipelineStage):
         if phase == self.at and os.environ.get("RANK") == "1":
             if fault == "raise":
                 raise Fault(f"a fault in {phase}")
-            if fault in ("kill", "stop"):
-                os.kill(os.getpid(), signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
+            if fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
         return batch
 
 

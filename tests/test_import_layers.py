@@ -11,7 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ["distributed", "layers", "attention", "models", "pipelines", "dataset", "worker", "entrypoints", "cli"]
 SIDE_BY_SIDE = {"entrypoints", "cli"}
-LEAVES = {"forward_context", "fastvideo_args", "sampling_params", "form", "logger", "plugins", "shown_text"}
+DATASET_FLOORS = [
+    {"config", "layout", "canonical", "ahead"},
+    {"objects"},
+    {"sources"},
+    {"runs"},
+    {"progress"},
+    {"waves", "keeping", "publishing"},
+    {"plan"},
+]
+LEAVES = {
+    "forward_context", "fastvideo_args", "sampling_params", "form", "logger", "output_file", "plugins", "shown_text",
+}  # fmt: skip
 # Arithmetic without torch, in the folder of what it is about.
 LEAF_MODULES = ("fastvideo.v1.distributed.layout",)
 HEAVY = {"torch", "diffusers", "transformers"}
@@ -68,6 +79,21 @@ def test_fastvideo_imports_run_downward():
     assert not [line for path in paths for line in wrong_imports(path)]
 
 
+def test_dataset_imports_run_down_its_floors():
+    floors = {part: floor for floor, parts in enumerate(DATASET_FLOORS) for part in parts}
+    prefix = "fastvideo.v1.dataset."
+    wrong = []
+    for path in modules("fastvideo/v1/dataset"):
+        if path.name == "__init__.py":
+            continue
+        own = path.parts[3].removesuffix(".py")
+        for line, name in imports(path):
+            part = name.removeprefix(prefix).split(".")[0] if name.startswith(prefix) else own
+            if part != own and floors[part] >= floors[own]:
+                wrong.append(f"{path}:{line} imports {name}")
+    assert not wrong
+
+
 def test_every_part_of_fastvideo_has_its_place():
     parts = {path.parts[2].removesuffix(".py") for path in modules("fastvideo/v1")}
     assert parts - {"__init__"} <= set(LAYERS) | LEAVES
@@ -89,12 +115,23 @@ def test_flows_and_tasks_name_no_model_library():
         ("flows.run_wave", HEAVY),
         ("flows.stack", HEAVY),
         ("flows.cli", HEAVY | {"prefect", "pyarrow", "pydantic", "fsspec"}),
-        ("fastvideo.v1.dataset.status", HEAVY | {"prefect"}),
+        ("fastvideo.v1.dataset.progress.status", HEAVY | {"prefect"}),
         ("fastvideo", HEAVY),
         ("fastvideo.v1.worker.stage_job", {"diffusers", "transformers", "sympy", "prefect"}),
     ],
 )
 def test_importing_stays_light(module, absent):
     code = f"import sys, {module}; print(*({absent!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+def test_planning_loads_no_model_library():
+    """Every run and wave begins with it, and each of these takes seconds."""
+    code = (
+        "import sys; from fastvideo.data import EMBEDDED_MODEL; "
+        "from fastvideo.v1.pipelines.describe import describe_pipeline; describe_pipeline(EMBEDDED_MODEL); "
+        "print(*({'diffusers', 'transformers', 'torch._dynamo'} & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []

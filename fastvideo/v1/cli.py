@@ -12,6 +12,7 @@ from typing import Any
 from fastvideo.data import EMBEDDED_MODEL
 from fastvideo.v1.entrypoints.bench.commands import add_bench_commands
 from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.output_file import check_output_file
 from fastvideo.v1.sampling_params import SamplingOverrides
 
 
@@ -77,6 +78,7 @@ def _window(text: str) -> tuple[int, int, int]:
 def _search_tiles(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.tile_search import search_tiles
 
+    check_output_file("--output", options.output)
     sampling = {name: value for name, value in _sampling(options).items() if value is not None}
     windows = search_tiles(options.model, options.prompt, options.candidates, options.dense_steps, **sampling)
     Path(options.output).write_text(json.dumps(windows))
@@ -87,6 +89,7 @@ def _search_tiles(options: argparse.Namespace) -> int:
 def _fit_step_skipping(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.skip_fit import fit_step_skipping
 
+    check_output_file("--output", options.output)
     sampling = {name: value for name, value in _sampling(options).items() if value is not None}
     rule = fit_step_skipping(options.model, options.prompt, options.first_steps, options.last_steps, **sampling)
     Path(options.output).write_text(json.dumps(asdict(rule)))
@@ -97,6 +100,7 @@ def _fit_step_skipping(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.video_generator import VideoGenerator
 
+    check_output_file("--output", options.output, ".mp4")
     sampling = _sampling(options)
     given = {field.name: getattr(options, field.name) for field in _size_fields()}
     sizes = {name: size for name, size in given.items() if size is not None}

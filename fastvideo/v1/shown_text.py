@@ -3,7 +3,8 @@
 import re
 import unicodedata
 
-_USER = re.compile(r"(?<=://)[^/\s@'\"<>]+@")
+# The key of S3 that stands behind a colon often has a slash in it; behind that of a port a slash ends it.
+_USER = re.compile(r"(?<=://)(?:[^/\s:@'\"<>\[]*:(?!\d+/)[^\s'\"<>]*|[^/\s'\"<>]+)@")
 # Of a query, what signs it or lets its bearer in: S3, GCS, Azure and CloudFront links, and the tokens of many APIs.
 _SECRET = re.compile(
     r"(?<=[?&;])((?:[\w.%-]*(?:signature|token|secret|passw|credential|access-?_?key|api-?_?key|accessid|key-pair-id"

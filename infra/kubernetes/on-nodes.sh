@@ -1,6 +1,6 @@
 #!/bin/sh
 # What srun is on Slurm: runs its arguments once on each of FASTVIDEO_NNODES nodes, as the pods of nodes.yaml; prints
-# what they print, and ends as the first of them that failed. One such job at a time (the config's `jobs`, 1).
+# what they print, and ends with the highest of their exit codes. One such job at a time (the config's `jobs`, 1).
 set -eu
 job=fastvideo-nodes
 manifest=$(dirname "$0")/nodes.yaml

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from fastvideo.v1.dataset.config import parse_config
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.publish import publish
-from fastvideo.v1.dataset.shards import write_shards
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.publishing.publish import publish
+from fastvideo.v1.dataset.waves.shards import write_shards
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.worker import stage_job
 from fastvideo.v1.worker.gpu_worker import GPUWorker

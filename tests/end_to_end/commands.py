@@ -58,14 +58,15 @@ class Command:
                 process.kill()
 
     def find(self, kind: str, phase: str) -> psutil.Process | None:
-        """The process to kill: the ``flow``, or the ``torchrun`` or ``rank`` at work on ``phase``."""
-        jobs = {"torchrun": None, "rank": None}
+        """The process to kill: the ``flow``, or the ``job`` at work on ``phase``, once there is one."""
+        if kind == "flow":
+            return psutil.Process(self.process.pid)
         for process in self.alive():
             with suppress(psutil.Error):
                 words = process.cmdline()
                 if "--phase" in words and words[words.index("--phase") + 1] == phase:
-                    jobs["torchrun" if "fastvideo.v1.worker.agent" in words else "rank"] = process
-        return psutil.Process(self.process.pid) if kind == "flow" else jobs[kind]
+                    return process
+        return None
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastvideo.v1.dataset.layout import ledger_dir, object_id
-from fastvideo.v1.dataset.run import open_run
-from fastvideo.v1.dataset.samples import from_parquet
-from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.dataset.objects.store import Store
+from fastvideo.v1.dataset.runs.run import open_run
+from fastvideo.v1.dataset.runs.samples import from_parquet
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
 

@@ -30,7 +30,7 @@ def disturb(command: Command, way: str, phase: str, output: Path, after: int) ->
 
     The last are still to come: a job that has ended is not killed.
     """
-    wait_until(lambda: command.find("rank", phase), poll=0.05)
+    wait_until(lambda: command.find("job", phase), poll=0.05)
     target = command.find("flow" if way in EXIT_CODES else way, phase)
     assert target is not None
     wait_until(lambda: count(output, phase) >= after or not target.is_running())
@@ -43,7 +43,7 @@ def disturb(command: Command, way: str, phase: str, output: Path, after: int) ->
 def test_a_run_goes_on_whatever_is_killed_in_it(
     alone: FastVideo, fastvideo: FastVideo, undisturbed: Path, tmp_path: Path, chance: random.Random
 ) -> None:
-    ways = chance.sample([*EXIT_CODES, chance.choice(["rank", "torchrun"])], 3)
+    ways = chance.sample([*EXIT_CODES, "job"], 3)
     command, said, kept = alone.start(*run_arguments(tmp_path)), "", []
     for phase, way in zip(PHASES, ways, strict=True):
         kept.append(disturb(command, way, phase, tmp_path, after=chance.randrange(NUM_PROMPTS - 3)))

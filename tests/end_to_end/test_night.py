@@ -22,9 +22,9 @@ import pytest
 
 from fastvideo.data import EMBEDDED_MODEL
 from fastvideo.v1.dataset.layout import object_path
-from fastvideo.v1.dataset.ledger import read_ledger
-from fastvideo.v1.dataset.run import open_run
-from fastvideo.v1.dataset.status import run_status
+from fastvideo.v1.dataset.progress.ledger import read_ledger
+from fastvideo.v1.dataset.progress.status import run_status
+from fastvideo.v1.dataset.runs.run import open_run
 from fastvideo.v1.pipelines.phase import ALL_PHASES
 from tests.end_to_end.outputs import made_more_than_once
 from tests.end_to_end.stack import RunningStack, running_stack, wait_until
@@ -170,7 +170,7 @@ def test_a_night(stack: RunningStack, counted_model: Path, begun: Path) -> None:
     wait_for(NIGHT.every)
     lost = {kill_a_wave(stack)}
     wait_for(2 * NIGHT.every)
-    kill(wait_until(lambda: stack.find("worker.agent", "denoise"), "a torchrun job", 120)[0])
+    kill(wait_until(lambda: stack.find("worker.stage_job", "denoise"), "a denoise job", 120)[0])
     wait_for(3 * NIGHT.every)
     kill(stack.find("weed")[0])
     wait_for(4 * NIGHT.every)
@@ -226,7 +226,7 @@ def check_story(stack: RunningStack, run_id: str, lost: set[str]) -> None:
     assert set(states.values()) == {"CRASHED", "COMPLETED"}, states
     tasks = stack.api("task_runs/filter", {"limit": 200})
     retried = [task for task in tasks if task["run_count"] == 2 and task["name"].startswith("denoise")]
-    assert retried, "the shard whose torchrun was killed"
+    assert retried, "the shard whose job was killed"
     assert all(task["state"]["type"] == "COMPLETED" for task in retried if task["flow_run_id"] not in lost)
     artifacts = {artifact["key"]: artifact for artifact in stack.api("artifacts/latest/filter", {"limit": 200})}
     name = open_run(OUTPUT).name

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.dataset.objects.store import Store
 from tests.end_to_end.all_phases import ForkServer, exit_code
 from tests.end_to_end.commands import RUN
 from tests.end_to_end.outputs import digests, made_more_than_once, objects, wait_until

@@ -1,5 +1,6 @@
 """One temporary Prefect server for all flow tests, and a stage job that commits at once instead of computing."""
 
+import json
 import os
 import threading
 import time
@@ -10,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastvideo.v1.dataset.failures import record_failure
 from fastvideo.v1.dataset.layout import object_path
-from fastvideo.v1.dataset.ledger import LedgerRow, LedgerWriter
-from fastvideo.v1.dataset.run import open_run
-from fastvideo.v1.dataset.shards import read_shard
-from fastvideo.v1.dataset.video import VideoWriter
+from fastvideo.v1.dataset.objects.video import VideoWriter
+from fastvideo.v1.dataset.progress.failures import record_failure
+from fastvideo.v1.dataset.progress.ledger import LedgerRow, LedgerWriter
+from fastvideo.v1.dataset.runs.run import open_run
+from fastvideo.v1.dataset.waves.shards import read_shard
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker.failures import JobFailed, JobFailure
 
@@ -45,6 +46,7 @@ class FakeJobs:
     def __init__(self, video: bytes) -> None:
         self.video = video
         self.launched: list[str] = []
+        self.models: set[str] = set()
         self.ended: list[str] = []
         self.commits: dict[str, int] = defaultdict(int)
         self.bad_ids: set[str] = set()
@@ -60,6 +62,7 @@ class FakeJobs:
         name, phase = Path(options["--shard"]).stem, Phase(options["--phase"])
         with self._lock:
             self.launched.append(name)
+            self.models.add(json.loads(options["--engine"])["model_path"])
             self._running += 1
             self.most_at_once = max(self.most_at_once, self._running)
         try:

@@ -1,5 +1,6 @@
 """prefect.yaml and infra/automations.yaml say what the code can take."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,15 @@ def test_a_deployment_runs_a_flow_with_a_config_that_it_takes(deployment):
         flow.validate_parameters({"config": config})
         waves = {f"run-wave/{other['name']}" for other in DEPLOYMENTS if "wave" in other["tags"]}
         assert parsed.pools.wave is None or parsed.pools.wave in waves
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_a_flow_run_in_a_container_starts_where_the_image_has_the_code(deployment):
+    dockerfile = (ROOT / "infra" / "Dockerfile").read_text()
+    image_folder = re.findall(r"^WORKDIR (\S+)$", dockerfile, re.MULTILINE)[-1]
+    folders = [step["prefect.deployments.steps.set_working_directory"] for step in deployment.get("pull", [])]
+    is_in_container = deployment["work_pool"]["name"] in {"fastvideo-docker", "fastvideo-kubernetes"}
+    assert folders == ([{"directory": image_folder}] if is_in_container else [])
 
 
 class FakeServer:

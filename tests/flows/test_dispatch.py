@@ -3,18 +3,22 @@
 from types import SimpleNamespace
 from uuid import uuid4
 
+import httpx
 import pytest
 from prefect import State
 from prefect.states import Cancelled, Crashed, Scheduled
 
 from fastvideo.v1.dataset.config import PoolsConfig, RunConfig
-from fastvideo.v1.dataset.open_waves import open_waves
-from fastvideo.v1.dataset.run import open_run
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.runs.run import open_run
+from fastvideo.v1.dataset.waves.open_waves import open_waves
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from flows import dispatch
 from flows.dispatch import Leg, legs
 from flows.generate_dataset import RunIncomplete, generate_dataset
 from flows.run_wave import run_wave
+
+pytestmark = pytest.mark.xdist_group("prefect")  # one Prefect server for all flows
 
 
 class FakeServer:
@@ -26,14 +30,23 @@ class FakeServer:
         self.outcomes: list[State | None] = []  # of the next flow runs; None: it runs to its end
         self.most_at_once = 0
         self.dies = False
+        self.away = 0  # of the next requests so many are in vain
+
+    def answer(self):
+        if self.away:
+            self.away -= 1
+            response = httpx.Response(500, request=httpx.Request("POST", "http://server"))
+            raise httpx.HTTPStatusError("its database is gone", request=response.request, response=response)
 
     def run_deployment(self, name, *, parameters, flow_run_name, tags, idempotency_key, timeout):
+        self.answer()
         if idempotency_key not in self.runs:
             self.runs[idempotency_key] = SimpleNamespace(id=uuid4(), state=Scheduled(), parameters=parameters)
             self.started.append(name)
         return self.runs[idempotency_key]
 
     def read_flow_runs(self, *, flow_run_filter):
+        self.answer()
         if self.dies:
             raise KeyboardInterrupt
         asked = [run for run in self.runs.values() if run.id in flow_run_filter.id.any_]
@@ -96,6 +109,17 @@ class TestRuns:
         assert len(server.started) == 6
         assert open_waves(open_run(config(10).output)) == []
 
+    @pytest.mark.parametrize("patience, ends_well", [(60.0, True), (0.0, False)])
+    def test_waves_go_on_while_the_server_is_away(self, server, jobs, config, monkeypatch, patience, ends_well):
+        monkeypatch.setattr(dispatch, "_PATIENCE_SECONDS", patience)
+        server.away = 3
+        if not ends_well:
+            with pytest.raises(httpx.HTTPStatusError):
+                generate_dataset(config(4))
+            return
+        assert generate_dataset(config(4))["exit_code"] == 0
+        assert len(server.started) == 2 and set(jobs.commits.values()) == {1}
+
     def test_no_wave_follows_three_that_were_lost(self, server, jobs, config):
         server.outcomes = [Crashed()] * 99
         with pytest.raises(RunIncomplete, match="decode 10"):
@@ -134,6 +158,14 @@ class TestRuns:
             generate_dataset(config(20, error_budget=0.5, text_shard_size=1))
         assert len(server.started) == 2, "no wave follows"
         assert jobs.launched and not any(name.startswith("denoise") for name in jobs.launched)
+
+    def test_the_budget_of_a_wave_that_is_done_before_anybody_looks_ends_the_run(self, server, jobs, config):
+        asked = config(20, error_budget=0.5)
+        plan_run(asked)
+        jobs.bad_ids = {*ids(asked)}  # their inputs are made, they are not
+        with pytest.raises(RunIncomplete, match="over the error budget of a wave"):
+            generate_dataset(asked)
+        assert len(server.started) == 2, "those at work at once; no wave follows"
 
 
 class _Everything(set):

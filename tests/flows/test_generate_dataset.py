@@ -1,16 +1,20 @@
 """The orchestration, with jobs that commit at once: what runs, in which order, how often, and what is told."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import fastvideo
 import tasks.plan
+from fastvideo.data import EMBEDDED_MODEL
 from fastvideo.v1.dataset.config import RunConfig, VideoConfig, config_values, parse_config
 from fastvideo.v1.dataset.layout import video_path
-from fastvideo.v1.dataset.run import open_run
-from fastvideo.v1.dataset.status import run_status
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.progress.status import run_status
+from fastvideo.v1.dataset.runs.run import list_runs, open_run
+from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker.failures import Cause, JobFailure
 from flows.generate_dataset import RunIncomplete, generate_dataset, retry_failed
@@ -117,6 +121,21 @@ def test_failed_samples_are_passed_over_until_retried(jobs, config):
     assert run_status(config().output).exit_code == 0
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_jobs_read_the_model_where_it_is_now(jobs, config, tmp_path, monkeypatch, moved):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EMBEDDED_MODEL, "old")
+    Path("old", "vae", "note.txt").write_text("another model than the embedded one")
+    run = plan_run(config(1, engine=FastVideoArgs(model_path="old"))).run
+    if moved:
+        Path("old").rename("new")
+        generate_dataset(config(1, engine=FastVideoArgs(model_path="new")))
+    else:
+        retry_failed(config(1))
+    assert jobs.models == {str(tmp_path / ("new" if moved else "old"))}
+    assert [run.name for run in list_runs(run.output)] == [run.name] and run_status(config().output).exit_code == 0
+
+
 def _ids(config):
     return {sample.id for sample in open_run(config.output).iter_samples()}
 
@@ -131,6 +150,8 @@ def test_the_parameter_form_describes_and_bounds():
     sections = schema["definitions"]
     shown = sections["RunConfig"]["properties"]
     assert shown["jobs"]["minimum"] == 1 and sections["VideoConfig"]["properties"]["crf"]["maximum"] == 51
+    sampling = sections["SamplingOverrides"]["properties"]
+    assert sampling["flow_shift"]["exclusiveMinimum"] == sampling["guidance_scale_2"]["minimum"] == 0
     fields = [field for section in sections.values() for field in section.get("properties", {}).values()]
     assert all(field["description"] for field in fields)
     assert not any("anyOf" in field for field in fields), "what is optional may stay empty"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fastvideo.v1.dataset.comparison import Comparison
-from fastvideo.v1.dataset.publish import publish
-from fastvideo.v1.dataset.run import Run
+from fastvideo.v1.dataset.objects.comparison import Comparison
+from fastvideo.v1.dataset.publishing.publish import publish
+from fastvideo.v1.dataset.runs.run import Run
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker.reproduce import NOT_STORED, Reproduction
 from flows.cli import run
@@ -34,6 +34,20 @@ def test_verify_tells_by_exit_code(made: Run, capsys) -> None:
     assert (found["counts"], found["num_put_aside"], found["exit_code"]) == ({"damaged": 1}, 1, 3)
     assert run(["dataset", "verify", "--output", output]) == 3
     assert "1 broken" in capsys.readouterr().out
+
+
+def test_verify_reads_what_is_published_of_runs_that_are_gone(made: Run, capsys) -> None:
+    output = made.output.uri("")
+    drop = ["dataset", "gc", "--output", output, "--drop-run", made.name, "--older-than", "0", "--yes"]
+    line = ["dataset", "verify", "--output", output]
+    assert run(drop) == 0 and run(line) == run([*line, "--all-runs"]) == 0
+    assert "6 objects read" in (out := capsys.readouterr().out) and "no run is left" in out
+    next(Path(output).glob("decode/*/*/*.mp4")).write_bytes(b"")
+    next(Path(output).glob("denoise/*/*/*.safetensors")).unlink()
+    assert run(line) == 4 and "1 damaged" in (out := capsys.readouterr().out) and "1 broken" in out
+    assert run([*line, "--run", made.name]) == 1 and "there are: none" in capsys.readouterr().err
+    made.output.delete_many(info.path for info in made.output.list("data"))
+    assert run(line) == 1 and "holds no run yet" in capsys.readouterr().err
 
 
 def test_gc_says_what_it_would_do_and_does_it_when_told(made: Run, capsys) -> None:

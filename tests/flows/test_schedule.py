@@ -1,4 +1,4 @@
-from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.dataset.waves.wave import WaveShard
 from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.phase import Phase
 from flows.schedule import Schedule

@@ -3,27 +3,27 @@
 import io
 import json
 import threading
-import time
 
 from rich.console import Console
 
-from fastvideo.v1.dataset.planning import plan_run
+from fastvideo.v1.dataset.plan.planning import plan_run
+from flows import watch
 from flows.cli import run
-from flows.watch import picture
 
 PROMPTS = [f'{{"prompt": "p{number}"}}' for number in range(3)]
 
 
-def test_it_watches_until_nothing_is_missing(make_config, make_whole, capsys) -> None:
+def test_it_watches_until_nothing_is_missing(make_config, make_whole, capsys, monkeypatch) -> None:
     config = make_config(*PROMPTS)
     plan_run(config)
+    work = threading.Thread(target=make_whole, args=[config])
 
-    def make_later() -> None:
-        time.sleep(0.3)
-        make_whole(config)
+    def tell(view, line=watch.line):
+        if work.ident is None:  # all is made once the first line is told
+            work.start()
+        return line(view)
 
-    work = threading.Thread(target=make_later)
-    work.start()
+    monkeypatch.setattr(watch, "line", tell)
     assert run(["dataset", "status", "--output", config.output, "--watch", "0.1"]) == 0
     work.join()
     lines = capsys.readouterr().out.splitlines()
@@ -45,7 +45,7 @@ def test_the_picture_tells_rate_failures_and_the_end() -> None:
     view = {"run": "abc", "time": 1000.0, "seconds_left": 300.0 * 60}
     view |= {"phases": {"denoise": counts}, "rates": {"denoise": rate}}
     console = Console(width=120, file=io.StringIO())
-    console.print(picture(view))
+    console.print(watch.picture(view))
     text = console.file.getvalue()
     for word in ("run abc", "4/10", "4.0 MB", "60", "30 s ago", "about 5 h 00 min left"):
         assert word in text

@@ -55,6 +55,11 @@ def test_image_takes_only_what_it_names() -> None:
     assert ignored[1] == "*", "all is left out that is not named, keys and data among it"
 
 
+def test_files_of_keys_are_in_no_image_and_not_under_version_control() -> None:
+    assert "infra/**/.env" in (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
+    assert {".env", "/store.env"} < set((INFRA.parent / ".gitignore").read_text().splitlines())
+
+
 def test_compose_stack_is_valid(compose: dict[str, Any]) -> None:
     check_compose(compose)
     assert {"postgres", "s3", "prefect-server", "worker"} < set(compose["services"])

@@ -3,12 +3,16 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+
+from flows.cli import EXIT_MISTAKE
+from tests.infra.job_templates import filled, own_template
 
 FOLDER = Path(__file__).parents[2] / "infra" / "kubernetes"
 API_VERSION = kubernetes_validate.latest_version()
@@ -17,11 +21,26 @@ COMMAND = ["python", "-m", "fastvideo.v1.worker.agent", "0", "--engine", '{"mode
 KUBECTL = """#!/bin/sh
 echo "$@" >> "$CALLS"
 case "$1 $2" in
-  "patch --local") exec {kubectl} "$@" ;;
+  "patch --local") exec {python} {patch} "$@" ;;
   "create --filename") cat > "$CALLS.created" ;;
   "logs --follow") echo '[default0]:{{"event": "done"}}'; sleep "${{LOGS_SECONDS:-0}}" ;;
   "get pods") printf '%b' "$EXIT_CODES" ;;
 esac
+"""
+
+# `patch --local --filename FILE --type json --patch STEPS --output yaml`
+PATCH = """
+import json, sys, yaml
+options = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+manifest = yaml.safe_load(open(options["--filename"]))
+for step in json.loads(options["--patch"]):
+    *parents, last = step["path"].split("/")[1:]
+    place = manifest
+    for name in parents:
+        place = place[int(name) if isinstance(place, list) else name]
+    assert options["--type"] == "json" and step["op"] == ("replace" if last in place else "add")
+    place[last] = step["value"]
+print(yaml.safe_dump(manifest))
 """
 
 
@@ -53,29 +72,8 @@ def template() -> dict[str, Any]:
     return loaded
 
 
-@pytest.fixture(scope="module")
-def prefects_own() -> dict[str, Any]:
-    """The base job template of Prefect's Kubernetes worker, as its server ships it."""
-    import prefect.server.api
-
-    views = Path(prefect.server.api.__file__).parent / "collections_data" / "views"
-    workers = json.loads((views / "aggregate-worker-metadata.json").read_text())
-    own: dict[str, Any] = workers["prefect-kubernetes"]["kubernetes"]["default_base_job_configuration"]
-    return own
-
-
-def filled(template: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """The job of one flow run, as a worker of Prefect makes it from the template."""
-    from prefect.utilities.templating import apply_values
-
-    properties = template["variables"]["properties"]
-    defaults = {name: said["default"] for name, said in properties.items() if "default" in said}
-    job = apply_values(template["job_configuration"], {**defaults, **values}, remove_notset=True)
-    manifest: dict[str, Any] = job["job_manifest"]
-    return manifest
-
-
-def test_template_keeps_what_prefects_worker_reads(template: dict[str, Any], prefects_own: dict[str, Any]) -> None:
+def test_template_keeps_what_prefects_worker_reads(template: dict[str, Any]) -> None:
+    prefects_own = own_template("prefect-kubernetes", "kubernetes")
     own = prefects_own["variables"]["properties"]
     kept = template["variables"]["properties"]
     assert {name: said["type"] for name, said in own.items() if "type" in said} == {
@@ -109,7 +107,7 @@ def test_template_makes_a_valid_job_with_gpus(template: dict[str, Any]) -> None:
         labels={"app": "fastvideo"},
         env=[{"name": "PREFECT_API_URL", "value": "http://prefect-server:4200/api"}],
         gpus=4,
-    )
+    )["job_manifest"]
     check(manifest)
     pod = manifest["spec"]["template"]["spec"]
     [container] = pod["containers"]
@@ -118,8 +116,34 @@ def test_template_makes_a_valid_job_with_gpus(template: dict[str, Any]) -> None:
     assert {toleration["key"] for toleration in pod["tolerations"]} > {"nvidia.com/gpu", "cloud.google.com/gke-spot"}
 
 
+def test_pods_of_flows_say_that_they_live() -> None:
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.workers.base import BaseJobConfiguration
+
+    *_, worker = yaml.safe_load_all((FOLDER / "worker.yaml").read_text())
+    given = {one["name"]: one.get("value") for one in worker["spec"]["template"]["spec"]["containers"][0]["env"]}
+    name = PREFECT_FLOWS_HEARTBEAT_FREQUENCY.name
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: given[name]}):
+        assert BaseJobConfiguration._base_environment()[name] == given[name] == "30"
+
+
+def test_the_worker_watches_no_namespace_that_its_role_does_not_reach() -> None:
+    *_, worker = yaml.safe_load_all((FOLDER / "worker.yaml").read_text())
+    given = {one["name"]: one for one in worker["spec"]["template"]["spec"]["containers"][0]["env"]}
+    watched = given["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"]
+    assert watched["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+
+
+def test_an_outage_ends_no_job_for_good() -> None:
+    *_, job = yaml.safe_load_all((FOLDER / "dataset-job.yaml").read_text())
+    fatal = [
+        rule["onExitCodes"]["values"] for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule
+    ]
+    assert fatal == [[EXIT_MISTAKE, 2]]
+
+
 def test_secrets_are_referred_to_and_nowhere_written(template: dict[str, Any]) -> None:
-    pods = [filled(template)["spec"]["template"]["spec"]]
+    pods = [filled(template)["job_manifest"]["spec"]["template"]["spec"]]
     for name in ("nodes.yaml", "dataset-job.yaml"):
         *_, job = yaml.safe_load_all((FOLDER / name).read_text())
         pods.append(job["spec"]["template"]["spec"])
@@ -131,11 +155,8 @@ def test_secrets_are_referred_to_and_nowhere_written(template: dict[str, Any]) -
 @pytest.fixture
 def launcher_env(tmp_path: Path) -> dict[str, str]:
     """An environment in which ``kubectl`` is ours: no cluster is asked."""
-    import shutil
-
-    if (kubectl := shutil.which("kubectl")) is None:
-        pytest.skip("kubectl is not installed")
-    (tmp_path / "kubectl").write_text(KUBECTL.format(kubectl=kubectl))
+    (tmp_path / "patch.py").write_text(PATCH)
+    (tmp_path / "kubectl").write_text(KUBECTL.format(python=sys.executable, patch=tmp_path / "patch.py"))
     (tmp_path / "kubectl").chmod(0o755)
     return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
 

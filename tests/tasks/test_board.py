@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from fastvideo.v1.dataset.wave_report import WaveReport
-from fastvideo.v1.dataset.waves import WaveShard
+from fastvideo.v1.dataset.waves.wave import WaveShard
+from fastvideo.v1.dataset.waves.wave_report import WaveReport
 from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.phase import Phase
 from tasks.artifacts import duration, escape

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastvideo.v1.dataset.store_errors import StoreMisconfigured, StoreUnavailable
+from fastvideo.v1.dataset.objects.store_errors import StoreMisconfigured, StoreUnavailable
 from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure
 from tasks.retries import delay_before_retry, should_retry_shard, should_retry_storage
 
@@ -13,6 +13,7 @@ from tasks.retries import delay_before_retry, should_retry_shard, should_retry_s
         (Cause.BAD_INPUT, [None]),
         (Cause.OUT_OF_MEMORY, [10, None]),
         (Cause.PREEMPTED, [0, 0, 0, None]),
+        (Cause.OUT_OF_TIME, [10, 20, 40, None]),
         (Cause.INFRASTRUCTURE, [10, 20, 40, None]),
     ],
 )

@@ -118,15 +118,18 @@ class DistributedAttention(LocalAttention):
             raise ValueError(f"{pattern} cannot go by a ring of {self._ring.size}; set ring_size to 1")
         tokens = tokens or TokenShards(num_ranks * query.shape[1])
         part_size = query.shape[1] - tokens.num_replicated
-        parts, replicated = zip(*(self._with_fewer_heads(x, part_size) for x in (query, key, value)), strict=True)
         if self._ring.size == 1:
-            out, replicated_out = self._attend(parts, replicated, tokens, pattern)
+            found = self._attend(query, key, value, tokens, part_size, pattern)
         else:
-            out, replicated_out = self._attend_by_ring(parts, replicated, tokens)
-        out = all_to_all(out, scatter_dim=1, gather_dim=2, group=self._ulysses)
-        if not tokens.num_replicated:
-            return out
-        return torch.cat((out, all_gather(replicated_out, dim=2, group=self._ulysses)), dim=1)
+            found = self._attend_by_ring(query, key, value, tokens, part_size)
+        if self._ulysses.size == 1:
+            return found
+        part, replicated = found.split([found.shape[1] - tokens.num_replicated, tokens.num_replicated], dim=1)
+        out = torch.empty_like(query)
+        all_to_all(part, scatter_dim=1, gather_dim=2, group=self._ulysses, out=out[:, :part_size])
+        if tokens.num_replicated:
+            out[:, part_size:] = all_gather(replicated, dim=2, group=self._ulysses)
+        return out
 
     def select(self, device: torch.device, dtype: torch.dtype, requested: str | None) -> None:
         super().select(device, dtype, requested)
@@ -136,55 +139,71 @@ class DistributedAttention(LocalAttention):
     def _heads_at_work(self) -> int:
         return self.num_heads // self._ulysses.size
 
-    def _with_fewer_heads(self, x: torch.Tensor, part_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's heads ``n / u``: of the tokens of all ranks of the ulysses group, and of replicated ones."""
-        part, replicated = x.split([part_size, x.shape[1] - part_size], dim=1)
-        part = all_to_all(part, scatter_dim=2, gather_dim=1, group=self._ulysses)
-        return part, self._ulysses.shard(replicated, dim=2)
+    def _with_fewer_heads(self, x: torch.Tensor, part_size: int, rest_at: int) -> torch.Tensor:
+        """This rank's heads ``n / u`` of ``x`` ``[b, s / sp, n, d]``: of the tokens of all ranks of the ulysses group,
+        and from ``rest_at`` on of replicated ones, which may cover filling.
+        """
+        ulysses = self._ulysses
+        if ulysses.size == 1:
+            return x
+        b, size, n, d = x.shape
+        num_parts, end = ulysses.size * part_size, rest_at + size - part_size
+        out = x.new_empty(b, max(num_parts, end), n // ulysses.size, d)
+        all_to_all(x[:, :part_size], scatter_dim=2, gather_dim=1, group=ulysses, out=out[:, :num_parts])
+        out[:, rest_at:end] = ulysses.shard(x[:, part_size:], dim=2)
+        return out
 
     def _attend(
         self,
-        parts: Sequence[torch.Tensor],
-        replicated: Sequence[torch.Tensor],
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         tokens: TokenShards,
+        part_size: int,
         pattern: AttentionPattern | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention among the whole sequence in its own order, so that any backend can serve."""
-        places = tokens.places(0, self._ulysses.size, parts[0].device)
-        if isinstance(places, slice) and places.stop == parts[0].shape[1] and not tokens.num_replicated:
-            query, key, value = parts
-            return super().forward(query, key, value, pattern), replicated[0]
-        query, key, value = (
-            torch.cat((part[:, places], rest), dim=1) for part, rest in zip(parts, replicated, strict=True)
-        )
+    ) -> torch.Tensor:
+        """Attention among the whole sequence in its own order, so that any backend can serve; the result lies as
+        :meth:`_with_fewer_heads` would have it without filling to cover.
+        """
+        num_parts, num_rest = self._ulysses.size * part_size, tokens.num_replicated
+        places = tokens.places(0, self._ulysses.size, query.device)
+        rest_at = places.stop if isinstance(places, slice) else num_parts
+        query, key, value = (self._with_fewer_heads(x, part_size, rest_at) for x in (query, key, value))
+        if isinstance(places, slice):
+            query, key, value = (x[:, : rest_at + num_rest] for x in (query, key, value))
+        else:
+            order = torch.cat((places, torch.arange(num_parts, num_parts + num_rest, device=places.device)))
+            query, key, value = (x[:, order] for x in (query, key, value))
         found = super().forward(query, key, value, pattern)
-        found, replicated_out = found.split([found.shape[1] - tokens.num_replicated, tokens.num_replicated], dim=1)
-        out = torch.zeros_like(parts[0])
-        out[:, places] = found
-        return out, replicated_out
+        num_real = found.shape[1] - num_rest
+        if isinstance(places, slice) and num_real == num_parts:
+            return found
+        out = found.new_zeros(len(found), num_parts + num_rest, *found.shape[2:])
+        out[:, places] = found[:, :num_real]
+        out[:, num_parts:] = found[:, num_real:]
+        return out
 
     def _attend_by_ring(
-        self, parts: Sequence[torch.Tensor], replicated: Sequence[torch.Tensor], tokens: TokenShards
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        part_query, part_key, part_value = parts
-        rest_query, rest_key, rest_value = replicated
-        query = torch.cat((part_query, rest_query), dim=1)
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenShards, part_size: int
+    ) -> torch.Tensor:
+        ulysses, num_parts = self._ulysses.size, self._ulysses.size * part_size
+        query, key, value = (self._with_fewer_heads(x, part_size, num_parts) for x in (query, key, value))
         if self.backend is None:
             self.select(query.device, query.dtype, requested_backend())
         assert self.backend is not None
-        ulysses = self._ulysses.size
         out = ring_attention(
             self.backend,
             query,
-            part_key,
-            part_value,
-            (rest_key, rest_value),
+            key,
+            value,
+            tokens.num_replicated,
             lambda rank: tokens.places(rank * ulysses, ulysses, query.device),
             self._ring,
         )
-        part_out, rest_out = out.split([part_query.shape[1], rest_query.shape[1]], dim=1)
-        # Each rank adds up the ring's keys in an order of its own; what all ranks hold shall not drift apart.
-        return part_out, broadcast(rest_out, self._ring) if tokens.num_replicated else rest_out
+        if tokens.num_replicated:
+            # Each rank adds up the ring's keys in an order of its own; what all ranks hold shall not drift apart.
+            out[:, num_parts:] = broadcast(out[:, num_parts:], self._ring)
+        return out
 
 
 def select_attention_backends(model: nn.Module, device: torch.device, dtype: torch.dtype, choice: str | None) -> None:

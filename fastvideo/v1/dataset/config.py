@@ -116,6 +116,9 @@ class RunConfig:
     job_timeout: int = setting(4 * 3600, "Seconds after which a job is killed and its shard retried", ge=1)
 
     def __post_init__(self) -> None:
+        for name in ("prompts", "output"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a URI")
         places = {name: getattr(self, name) for name in ("prompts", "output", "store")}
         engine = ("model_path", "lora_path", "sliding_tile_strategy", "step_skip_rule")
         for name, uri in (places | {f"engine.{name}": getattr(self.engine, name) for name in engine}).items():

@@ -104,6 +104,16 @@ def samples_dir(run: str) -> str:
     return f"{RUNS}/{checked(run)}/samples"
 
 
+def planning_dir(run: str) -> str:
+    """A file for each planner that is looking for images, which its samples will name."""
+    return f"{RUNS}/{checked(run)}/planning"
+
+
+def planning_path(run: str, planner: str) -> str:
+    """One planner's file."""
+    return f"{planning_dir(run)}/{checked(planner)}"
+
+
 def requests_dir(run: str) -> str:
     """Parquet parts that say which samples were asked for more than once; the last by name wins."""
     return f"{RUNS}/{checked(run)}/requests"

@@ -15,6 +15,8 @@ from fastvideo.v1.distributed.layout import ParallelLayout
 _BFLOAT16, _FLOAT32 = 2, 4
 # Bytes at the peak of a forward, for each token and channel: infra/benchmarks/memory_h100.json, 26 to 30 computed.
 _ACTIVATION_BYTES = 30
+# Those that the first branch of guidance leaves the second: embedded patches and what block 0 attended to.
+_KEPT_BYTES = 2 * _BFLOAT16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,9 @@ class Workload:
     ``matrix_flops`` and ``attention_flops`` are those of one forward. ``joint_text`` tokens take part in the attention
     of the video's ``tokens``; every rank of a sequence has them all. ``num_sums``: the sums over tensor-parallel ranks
     of ``[tokens, width]`` in one forward, ``num_norm_sums`` of ``[tokens, 1]``, for norms over the full width.
-    ``output_values`` is the size of the prediction, ``weight_bytes`` that of all weights that a GPU holds. Not every
-    attention backend ``joins_rings``.
+    ``output_values`` is the size of the prediction, ``kept_values`` that of the keys and values of a branch's text,
+    kept for all steps, and ``weight_bytes`` that of all weights that a GPU holds. Not every attention backend
+    ``joins_rings``.
     """
 
     matrix_flops: float
@@ -38,6 +41,7 @@ class Workload:
     num_sums: int
     num_norm_sums: int
     output_values: int
+    kept_values: int
     weight_bytes: float
     num_branches: int = 1
     joins_rings: bool = True
@@ -82,8 +86,10 @@ class StepCost:
 
 def memory_bytes(work: Workload, layout: ParallelLayout, fsdp: int = 1) -> float:
     """What one GPU holds at the peak of a step, its weights sharded by ``layout.tensor`` and over ``fsdp`` GPUs."""
-    tokens = _local_tokens(work, layout) + work.joint_text
-    return work.weight_bytes / (layout.tensor * fsdp) + _ACTIVATION_BYTES * tokens * work.width
+    tokens, branches = _local_tokens(work, layout) + work.joint_text, work.num_branches // layout.cfg
+    token_bytes = _ACTIVATION_BYTES + (_KEPT_BYTES if branches > 1 else 0)
+    kept = branches * _BFLOAT16 * work.kept_values / layout.tensor
+    return work.weight_bytes / (layout.tensor * fsdp) + token_bytes * tokens * work.width + kept
 
 
 def step_cost(work: Workload, layout: ParallelLayout, cluster: Cluster, fsdp: int = 1) -> StepCost:
@@ -123,8 +129,8 @@ class _Step:
             return []
         span, sent = size * self.layout.tensor, (size - 1) / size
         one = self.tokens * work.width / self.layout.tensor * _BFLOAT16 * sent
-        # Sorted by rank before it and after, then put in the sequence's order: three copies, each read and written.
-        moved = 3 * 2 * self.tokens * work.width / self.layout.tensor * _BFLOAT16
+        # Heads are sorted by rank before they go, or after they came: a copy, read and written.
+        moved = 2 * self.tokens * work.width / self.layout.tensor * _BFLOAT16
         found = [
             self._collective(f"ulysses: {what} all-to-all", span, count, count * one, moved=count * moved)
             for what, count in (("q, k, v", 3 * work.num_layers), ("out", work.num_layers))
@@ -141,9 +147,9 @@ class _Step:
             return []
         span, count = self.layout.sequence * self.layout.tensor, (size - 1) * work.num_layers
         one = 2 * self.tokens * work.width / self.layout.tensor * _BFLOAT16
-        # A part is scaled into float32, the sum is scaled, and one is added to the other.
-        merged = self.tokens * work.width / self.layout.tensor * (6 * _FLOAT32 + _BFLOAT16)
-        moved = size * work.num_layers * merged
+        # Each part goes to float32, and all but the first into the sum, of which both are read and one is written.
+        merged = size * (_BFLOAT16 + _FLOAT32) + (size - 1) * 3 * _FLOAT32
+        moved = work.num_layers * self.tokens * work.width / self.layout.tensor * merged
         found = [self._collective("ring: k, v passes", span, count, count * one, moved=moved)]
         if work.joint_text:
             text = work.joint_text * work.width / (self.layout.tensor * self.layout.ulysses) * _BFLOAT16

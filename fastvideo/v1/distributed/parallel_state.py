@@ -161,6 +161,7 @@ def _group_of(name: str, mesh: DeviceMesh, layout: ParallelLayout) -> ParallelGr
     return ParallelGroup(name, mesh.get_local_rank(), mesh.size(), mesh.get_group(), layout)
 
 
-def _own_process_groups() -> set[dist.ProcessGroup]:
-    """Those that :func:`init_world` made; two names may share one."""
-    return {group.transport for group in _world.groups.values()} - {dist.group.WORLD}
+def _own_process_groups() -> list[dist.ProcessGroup]:
+    """Those that :func:`init_world` made, in one order on every rank; two names may share one."""
+    transports = {group.transport for group in _world.groups.values()} - {dist.group.WORLD}
+    return sorted(transports, key=lambda transport: transport.group_name)

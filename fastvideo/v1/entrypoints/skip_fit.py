@@ -14,8 +14,9 @@ import torch
 from fastvideo.v1.entrypoints.video_generator import VideoGenerator
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import get_forward_context
+from fastvideo.v1.models.base import Blocks
 from fastvideo.v1.models.dits.skip_rule import SkipRule
-from fastvideo.v1.models.dits.step_cache import Blocks, l1_change
+from fastvideo.v1.models.dits.step_cache import l1_change
 from fastvideo.v1.worker.executor import UniProcExecutor
 
 DEGREE = 4

@@ -7,13 +7,18 @@ from typing import Any, Self
 import torch
 
 from fastvideo.v1.dataset.config import VideoConfig
-from fastvideo.v1.dataset.image_file import decode_image, read_image
-from fastvideo.v1.dataset.video import VideoWriter
+from fastvideo.v1.dataset.objects.video import VideoWriter
+from fastvideo.v1.dataset.sources.image_file import decode_image, read_image
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
+from fastvideo.v1.logger import init_logger
+from fastvideo.v1.output_file import check_output_file
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.v1.sampling_params import UNUSED_NEGATIVE, check_text
 from fastvideo.v1.worker.executor import Executor, UniProcExecutor
 from fastvideo.v1.worker.multiproc_executor import MultiProcExecutor
+
+logger = init_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,14 @@ class VideoGenerator:
         ``sampling`` are the fields of :class:`SamplingParams`; those left out have the model's defaults. The same seed
         starts from the same noise as diffusers does with ``torch.Generator("cpu").manual_seed(seed)``.
         """
+        check_text("prompt", prompt)
         if not prompt.strip():
             raise ValueError(f"prompt {prompt!r} is empty; describe what the video shows")
+        if output_path is not None:
+            check_output_file("output_path", output_path, ".mp4")
         params = self.executor.collective_rpc("sampling_defaults")[0].with_overrides(**sampling)
+        if params.negative_prompt and not params.is_guided:
+            logger.warning("negative_prompt is %s", UNUSED_NEGATIVE)
         image = None if image_path is None else [torch.from_numpy(decode_image(read_image(image_path)))]
         batch = ForwardBatch(prompt=[prompt], seeds=[params.seed], image=image, sampling=params)
         context = ForwardContext()

@@ -13,7 +13,7 @@ from fastvideo.v1.distributed import get_tp_group
 from fastvideo.v1.distributed.communication import all_gather, all_reduce
 from fastvideo.v1.layers.low_rank import LowRankBranch, WeightDelta
 from fastvideo.v1.layers.quantization import QuantizedRows, quantize_rows, quantized_linear
-from fastvideo.v1.layers.weight_loading import copy_exactly
+from fastvideo.v1.layers.weight_loading import check_shape, copy_exactly
 
 
 class LinearBase(nn.Module):
@@ -62,9 +62,17 @@ class LinearBase(nn.Module):
     def load_bias(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         raise NotImplementedError
 
+    def whole_shape(self, part: int) -> torch.Size:
+        """``[o, i]`` of the checkpoint's weight that is part ``part`` of this one, on all ranks together."""
+        return self.weight.shape
+
     def low_rank_branch(self, delta: WeightDelta, part: int) -> LowRankBranch:
-        """What ``delta`` of part ``part`` adds, for this rank's slice and in the weight's dtype."""
+        """What ``delta`` of part ``part`` adds, for this rank's slice and in the weight's dtype.
+
+        Raises ``ValueError`` if it is for a weight of another shape.
+        """
         assert delta.down is not None, "a branch is made of a pair"
+        delta.check_fits(self.whole_shape(part))
         up = torch.zeros(len(self.weight), len(delta.down), dtype=torch.float32)
         self.load_weight(nn.Parameter(up, requires_grad=False), delta.up, part)  # the rows that are ours
         return LowRankBranch(delta.down.to(self.weight), (up * delta.strength).to(self.weight))
@@ -106,10 +114,13 @@ class MergedColumnParallelLinear(LinearBase):
         ]
         self._create_parameters(input_size, sum(self.part_sizes), bias)
 
+    def whole_shape(self, part: int) -> torch.Size:
+        rows = self.part_sizes[part] * self._group.size // self._replicas[part]
+        return torch.Size((rows, self.weight.shape[1]))
+
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
         size, copies = self.part_sizes[part], self._replicas[part]
-        if len(loaded) * copies != size * self._group.size:
-            raise ValueError(f"{len(loaded)} rows in the checkpoint, {size * self._group.size // copies} in the model")
+        check_shape(loaded, (size * self._group.size // copies, *param.shape[1:]))
         mine = loaded.narrow(0, self._group.rank // copies * size, size)
         copy_exactly(param.data.narrow(0, sum(self.part_sizes[:part]), size), mine)
 
@@ -145,7 +156,11 @@ class MergedRowParallelLinear(LinearBase):
         self._create_parameters(sum(part_sizes), output_size, bias)
         self.input_sizes = part_sizes
 
+    def whole_shape(self, part: int) -> torch.Size:
+        return torch.Size((len(self.weight), sum(self.full_sizes)))
+
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        check_shape(loaded, (len(param), sum(self.full_sizes)))
         mine = [self._group.shard(piece, dim=1) for piece in loaded.split(self.full_sizes, dim=1)]
         copy_exactly(param.data, torch.cat(mine, dim=1))
 
@@ -155,6 +170,7 @@ class MergedRowParallelLinear(LinearBase):
 
     def low_rank_branch(self, delta: WeightDelta, part: int) -> LowRankBranch:
         assert delta.down is not None, "a branch is made of a pair"
+        delta.check_fits(self.whole_shape(part))
         down = torch.zeros(len(delta.down), sum(self.input_sizes), dtype=torch.float32)
         self.load_weight(nn.Parameter(down, requires_grad=False), delta.down)  # the columns that are ours
         return LowRankBranch(down.to(self.weight), (delta.up.float() * delta.strength).to(self.weight))

@@ -21,14 +21,23 @@ class WeightDelta:
     down: torch.Tensor | None
     strength: float
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of what is added."""
+        return self.up.shape if self.down is None else torch.Size((len(self.up), *self.down.shape[1:]))
+
+    def check_fits(self, weight_shape: torch.Size) -> None:
+        """Raises ``ValueError`` naming the adapter's key unless the weight is of this shape."""
+        if self.shape != weight_shape:
+            raise ValueError(f"the adapter's {self.key} makes {list(self.shape)}, the weight is {list(weight_shape)}")
+
     def added_to(self, weight: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Float32 sum on ``device``; raises ``ValueError`` for another shape."""
+        self.check_fits(weight.shape)
         delta = self.up.to(device, torch.float32)
         if self.down is not None:
             down = self.down.to(device, torch.float32)
-            delta = (delta.flatten(1) @ down.flatten(1)).reshape(len(delta), *down.shape[1:])
-        if delta.shape != weight.shape:
-            raise ValueError(f"the adapter's {self.key} makes {list(delta.shape)}, the weight is {list(weight.shape)}")
+            delta = (delta.flatten(1) @ down.flatten(1)).reshape(self.shape)
         return torch.add(weight.to(device, torch.float32), delta, alpha=self.strength)
 
 
@@ -47,6 +56,10 @@ class LowRankBranch:
         parts = self.down.split([x.shape[-1] for x in inputs], dim=1)
         first, *rest = (F.linear(x, down) for x, down in zip(inputs, parts, strict=True))
         return out + F.linear(sum(rest, first), self.up)
+
+    def to(self, device: torch.device) -> "LowRankBranch":
+        """The same on ``device``."""
+        return LowRankBranch(self.down.to(device), self.up.to(device))
 
     def beside(self, other: "LowRankBranch | None") -> "LowRankBranch":
         """Both branches as one."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from fastvideo.v1.distributed import get_tp_group
 from fastvideo.v1.distributed.communication import all_reduce
+from fastvideo.v1.layers.weight_loading import check_shape
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -16,6 +17,7 @@ class VocabParallelEmbedding(nn.Module):
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
+        self.num_embeddings = num_embeddings
         self._group = get_tp_group()
         self._rows = -(-num_embeddings // self._group.size)
         self._first = self._group.rank * self._rows
@@ -23,6 +25,7 @@ class VocabParallelEmbedding(nn.Module):
         self.weight.weight_loader = self.load_weight  # type: ignore[attr-defined]
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
+        check_shape(loaded, (self.num_embeddings, param.shape[1]))
         mine = loaded[self._first : self._first + self._rows]
         param.data[: len(mine)].copy_(mine)
         param.data[len(mine) :].zero_()

@@ -1,13 +1,20 @@
 """How a checkpoint's tensor gets into a parameter."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 
+def check_shape(loaded: torch.Tensor, shape: Sequence[int]) -> None:
+    """Raises ``ValueError`` unless a checkpoint's tensor has the ``shape`` that the model has for it."""
+    if loaded.shape != tuple(shape):
+        raise ValueError(f"shape {list(loaded.shape)} in the checkpoint, {list(shape)} in the model")
+
+
 def copy_exactly(target: torch.Tensor, loaded: torch.Tensor) -> None:
     """Copies with a change of dtype and device, never of shape; a mismatch raises ``ValueError``."""
-    if target.shape != loaded.shape:
-        raise ValueError(f"shape {list(loaded.shape)} in the checkpoint, {list(target.shape)} in the model")
+    check_shape(loaded, target.shape)
     target.copy_(loaded)
 
 

@@ -1,9 +1,10 @@
 """What every model of the framework shares: a config read from the checkpoint and a table of checkpoint names."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from functools import cache
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
 from torch import nn
@@ -13,24 +14,47 @@ from fastvideo.v1.layers.weight_loading import keep_loader
 from fastvideo.v1.logger import init_logger
 from fastvideo.v1.models.dits.kept_states import NothingKept
 
-if TYPE_CHECKING:
-    from fastvideo.v1.models.dits.step_cache import StepCache
-
 logger = init_logger(__name__)
+
+Blocks = Callable[[torch.Tensor], torch.Tensor]
+
+
+class BlockRunner(Protocol):
+    """What a transformer hands its blocks to: it may leave them out (``dits/step_cache.py``) or watch them."""
+
+    def run(self, tokens: torch.Tensor, signal: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+        """``blocks(tokens)`` or what stands for it, ``[b, s, d]``; ``signal`` tells how far the input has moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Architecture numbers of one model; subclasses declare the fields of the checkpoint's ``config.json``."""
+    """Architecture numbers of one model; subclasses declare the fields of the checkpoint's ``config.json``.
+
+    ``unread_keys`` are its published keys that have no bearing on a forward pass.
+    """
+
+    unread_keys: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The config of a parsed ``config.json``; keys that this model does not know are logged and ignored."""
+        """The config of a parsed ``config.json``; keys that this model does not know are ignored, and told of once.
+
+        Raises ``ValueError`` for a key that it lacks, or of a model that is not served.
+        Those of transformers' configs, which have no ``_class_name``, are not told of: most are of training.
+        """
         known = {f.name for f in fields(cls)}
-        unknown = sorted(key for key in values if key not in known and not key.startswith("_"))
-        if unknown:
-            logger.debug("%s ignores config keys %s", cls.__name__, ", ".join(unknown))
+        unknown = sorted(key for key in values if key not in {*known, *cls.unread_keys} and not key.startswith("_"))
+        if unknown and "_class_name" in values:
+            _tell_once(cls.__name__, ", ".join(unknown))
+        needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+        if missing := [name for name in needed if values.get(name) is None]:
+            raise ValueError(f"{', '.join(missing)} must have a value, which {cls.__name__} has no default for")
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in known})
+
+
+@cache
+def _tell_once(config: str, keys: str) -> None:
+    logger.info("%s ignores config keys %s", config, keys)
 
 
 class Model(nn.Module):
@@ -39,12 +63,14 @@ class Model(nn.Module):
     ``packed_modules`` maps a merged layer to the checkpoint's separate ones, in order. ``renamed_keys`` are
     replacements within the checkpoint's names, made one after another; ``original_keys`` are such replacements from the
     names of the model's first publication to the checkpoint's, for adapters that use those. ``ignored_keys`` are
-    suffixes that a checkpoint may have and the model does not need. ``float32_modules`` are names that stay in float32
+    suffixes that a checkpoint may have and the model does not need; ``refused_keys`` are parts of names that tell of
+    another kind of model, each with the reason why it is not served. ``float32_modules`` are names that stay in float32
     whatever the model's dtype. ``attends_text_padding`` says whether a transformer was trained to see the zeros after a
     text; one that was not gets its text without them. ``quantized_modules`` are patterns of the names of
     those linear layers that :meth:`quantize` changes: the ones that work on video tokens. ``block_lists`` names the
     lists of blocks, in the order in which they run: nearly all weights, which need not be on a device all at once.
     ``skips_steps`` says whether a transformer's ``forward`` hands its blocks to ``step_cache`` where there is one.
+    ``overflows_float16`` says that values of its published weights leave that type's range.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -52,12 +78,14 @@ class Model(nn.Module):
     renamed_keys: ClassVar[dict[str, str]] = {}
     original_keys: ClassVar[dict[str, str]] = {}
     ignored_keys: ClassVar[tuple[str, ...]] = ()
+    refused_keys: ClassVar[dict[str, str]] = {}
     float32_modules: ClassVar[tuple[str, ...]] = ()
     attends_text_padding: ClassVar[bool] = True
     quantized_modules: ClassVar[tuple[str, ...]] = ()
     block_lists: ClassVar[tuple[str, ...]] = ()
     skips_steps: ClassVar[bool] = False
-    step_cache: "StepCache | None" = None  # while a batch is denoised with step skipping
+    overflows_float16: ClassVar[bool] = False
+    step_cache: BlockRunner | None = None  # while a batch is denoised with step skipping
     kept_states: NothingKept = NothingKept()  # while a batch is denoised, what need not be computed twice
 
     def __init__(self, config: Any) -> None:

@@ -15,6 +15,7 @@ _MODELS = {
     "AutoencoderKLHunyuanVideo": "fastvideo.v1.models.vaes.hunyuan:AutoencoderKLHunyuanVideo",
     "CLIPTextModel": "fastvideo.v1.models.encoders.clip_text:CLIPTextModel",
     "CLIPVisionModel": "fastvideo.v1.models.encoders.clip_vision:CLIPVisionModel",
+    "CLIPVisionModelWithProjection": "fastvideo.v1.models.encoders.clip_vision:CLIPVisionModel",
     "LlamaModel": "fastvideo.v1.models.encoders.llama:LlamaModel",
     "UMT5EncoderModel": "fastvideo.v1.models.encoders.umt5:UMT5EncoderModel",
     "DMDScheduler": "fastvideo.v1.models.schedulers.dmd:DMDScheduler",
@@ -32,12 +33,17 @@ def register_model(class_name: str, location: str) -> None:
 
 def resolve_model(class_name: str) -> Any:
     """The class that serves ``class_name``; an unknown name raises ``ValueError`` with those that are known."""
+    return import_class(locate_model(class_name))
+
+
+def locate_model(class_name: str) -> str:
+    """Where that class is, ``module:Class``, without importing it."""
     load_plugins()
     if class_name not in _MODELS:
         raise ValueError(
             f"no model serves {class_name!r}; there are: {', '.join(sorted(_MODELS))} (register_model adds one)"
         )
-    return import_class(_MODELS[class_name])
+    return _MODELS[class_name]
 
 
 def import_class(location: str) -> Any:

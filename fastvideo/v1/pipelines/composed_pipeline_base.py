@@ -10,7 +10,7 @@ import torch
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext, set_forward_context
 from fastvideo.v1.logger import init_logger
-from fastvideo.v1.models.loader.component import load_component
+from fastvideo.v1.models.loader.component import check_component, load_component
 from fastvideo.v1.models.loader.repository import INDEX, ModelRepository
 from fastvideo.v1.pipelines.inputs import ImageUse
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
@@ -180,6 +180,11 @@ class ComposedPipelineBase(ABC):
                     batch = entry.stage(batch, self.fastvideo_args)
         return batch
 
+    def check_components(self) -> None:
+        """Raises ``ValueError`` for a component of any phase, built or not, that could not be loaded."""
+        for name in self._used_modules():
+            check_component(self.repository, name, self._class_name(name))
+
     def _load_modules(self, given: dict[str, Any]) -> None:
         for name in self._used_modules():
             if not set(self.phases_of(name)) & set(self.phases):
@@ -187,9 +192,12 @@ class ComposedPipelineBase(ABC):
             if name in given:
                 self.modules[name] = given[name]
                 continue
-            if not self.has_component(name):
-                raise ValueError(f"{self.repository.root}/{INDEX} names no {name}, which {type(self).__name__} needs")
-            self.modules[name] = load_component(self.repository, name, self.index[name][1], self.fastvideo_args)
+            self.modules[name] = load_component(self.repository, name, self._class_name(name), self.fastvideo_args)
+
+    def _class_name(self, name: str) -> str:
+        if not self.has_component(name):
+            raise ValueError(f"{self.repository.root}/{INDEX} names no {name}, which {type(self).__name__} needs")
+        return self.index[name][1]
 
     def _used_modules(self) -> list[str]:
         return self._required_config_modules + [

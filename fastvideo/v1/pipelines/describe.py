@@ -31,12 +31,14 @@ class PipelineDescription:
 def describe_pipeline(model_path: str) -> PipelineDescription:
     """The description of the checkpoint at ``model_path``.
 
-    Raises ``ValueError`` if no pipeline serves it, or if what its stages read cannot be planned for.
+    Raises ``ValueError`` if nothing serves it or one of its components, or if what its stages read cannot be planned
+    for.
     """
     from fastvideo.v1.fastvideo_args import FastVideoArgs
     from fastvideo.v1.pipelines.registry import build_pipeline
 
     pipeline = build_pipeline(FastVideoArgs(model_path=model_path), phases=())
+    pipeline.check_components()
     for entry in pipeline.all_stages:
         _check_reads(entry.name, entry.stage.reads, pipeline.image_use)
     return PipelineDescription(

@@ -33,7 +33,8 @@ class HunyuanVideoPipeline(ComposedPipelineBase):
 
     def create_pipeline_stages(self, fastvideo_args: FastVideoArgs) -> None:
         vae, scheduler = self.get_config("vae"), self.get_module("scheduler")
-        self.add_stage("input_validation_stage", InputValidationStage(self.canvas_rule()))
+        checks = InputValidationStage(self.canvas_rule(), guidance_mode=self.model_sampling().guidance_mode)
+        self.add_stage("input_validation_stage", checks)
         self.add_stage(
             "text_encoding_stage", LlamaTextEncodingStage(self.get_module("text_encoder"), self.get_module("tokenizer"))
         )

@@ -5,6 +5,7 @@ with ``expand_timesteps`` each latent frame may have its own timestep (Wan2.2 TI
 """
 
 from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.models.loader.repository import INDEX
 from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.v1.pipelines.inputs import ImageUse
 from fastvideo.v1.pipelines.phase import Phase
@@ -48,7 +49,8 @@ class WanPipeline(ComposedPipelineBase):
         return super().phases_of(name)
 
     def create_pipeline_stages(self, fastvideo_args: FastVideoArgs) -> None:
-        self.add_stage("input_validation_stage", InputValidationStage(self.canvas_rule(), self.image_use))
+        checks = InputValidationStage(self.canvas_rule(), self.image_use, guidance_mode="classifier_free")
+        self.add_stage("input_validation_stage", checks)
         self.add_stage(
             "text_encoding_stage", TextEncodingStage(self.get_module("text_encoder"), self.get_module("tokenizer"))
         )
@@ -68,6 +70,12 @@ class WanPipeline(ComposedPipelineBase):
         Without an image all frames of TI2V share one timestep: a scalar then gives what diffusers' repetition of it for
         every token gives, at the cost of one.
         """
+        boundary_ratio = self.index.get("boundary_ratio")
+        if bool(boundary_ratio) != self.has_component("transformer_2"):
+            raise ValueError(
+                f"{self.repository.root}/{INDEX}: boundary_ratio={boundary_ratio} and transformer_2="
+                f"{self.index.get('transformer_2')} must come together: two experts, and where they share the steps"
+            )
         transformer, vae = self.get_config("transformer"), self.get_config("vae")
         scheduler = self.get_module("scheduler")
         num_timesteps = self.get_config("scheduler").get("num_train_timesteps", 1000)
@@ -86,7 +94,7 @@ class WanPipeline(ComposedPipelineBase):
                 self.get_module("transformer"),
                 scheduler,
                 self.get_module("transformer_2"),
-                boundary=(self.index.get("boundary_ratio") or 0.0) * num_timesteps,
+                boundary=(boundary_ratio or 0.0) * num_timesteps,
                 holds_first_frames=self.expands_timesteps,
             ),
         )
@@ -97,7 +105,9 @@ class WanPipeline(ComposedPipelineBase):
         return CanvasRule(vae.get("scale_factor_spatial", 8) * patch[1], vae.get("scale_factor_temporal", 4))
 
     def model_sampling(self) -> SamplingParams:
-        """What Wan2.1's and Wan2.2's own repositories set for each of their models."""
+        """Steps and guidance of Wan2.1's and Wan2.2's own repositories for each of their models, at the smaller canvas
+        where it has two. The flow shift is the checkpoint's own, and there is no negative prompt.
+        """
         if self.has_component("transformer_2"):
             return self.experts_sampling
         if self.expands_timesteps:
@@ -109,7 +119,8 @@ class WanImageToVideoPipeline(WanPipeline):
     """Image and text in, video out: as :class:`WanPipeline`, with CLIP's vision tower in Wan2.1."""
 
     _optional_config_modules = ["image_encoder", "image_processor", "transformer_2"]
-    experts_sampling = WanPipeline.default_sampling.with_overrides(num_inference_steps=40, guidance_scale=3.5)
+    default_sampling = WanPipeline.default_sampling.with_overrides(num_inference_steps=40)
+    experts_sampling = default_sampling.with_overrides(guidance_scale=3.5)
 
     @property
     def image_use(self) -> ImageUse:

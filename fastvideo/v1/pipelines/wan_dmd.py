@@ -1,4 +1,6 @@
-"""Wan distilled to three steps (FastVideo's FastWan; reference: its ``DmdDenoisingStage``)."""
+"""Wan distilled to three steps with full attention (FastWan2.2-TI2V-5B-FullAttn; reference: FastVideo's
+``DmdDenoisingStage``). Those distilled with sparse attention, such as FastWan2.1, the transformer refuses.
+"""
 
 from dataclasses import replace
 

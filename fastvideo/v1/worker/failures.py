@@ -21,6 +21,7 @@ class Cause(StrEnum):
     BAD_INPUT = "bad input"
     OUT_OF_MEMORY = "out of memory"
     PREEMPTED = "preempted"
+    OUT_OF_TIME = "out of time"
     INFRASTRUCTURE = "infrastructure"
 
 

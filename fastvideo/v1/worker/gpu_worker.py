@@ -2,15 +2,18 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from fastvideo.v1.attention.layer import LocalAttention
 from fastvideo.v1.distributed.parallel_state import close_world, init_world
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
-from fastvideo.v1.models.loader.adapter import set_adapter
+from fastvideo.v1.models.loader.adapter import set_adapter, tell_of_one_expert
 from fastvideo.v1.models.loader.component import resolve_device
 from fastvideo.v1.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
@@ -52,9 +55,21 @@ class GPUWorker:
 
     @property
     def device_name(self) -> str:
-        """What the ledger says the work was done on."""
+        """The name that its maker gave the device, or "cpu"."""
         device = resolve_device(self.fastvideo_args.device)
         return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+    @property
+    def made_on(self) -> str:
+        """What the ledger says the work was done on: the device, and in brackets what else of the job decides on bits:
+        the attention backends of the loaded models, and the layout where a sample has several processes.
+        """
+        models = [model for model in self.pipeline.modules.values() if isinstance(model, nn.Module)]
+        layers = [layer for model in models for layer in model.modules() if isinstance(layer, LocalAttention)]
+        backends = {type(layer.backend).__name__.removesuffix("Backend") for layer in layers if layer.backend}
+        layout = replace(self.fastvideo_args.layout, data=1)
+        details = [*sorted(backends), *([layout.brief] if layout.size > 1 else [])]
+        return f"{self.device_name} ({', '.join(details)})" if details else self.device_name
 
     def load(self) -> None:
         """Builds the pipeline and loads what its phases need."""
@@ -76,7 +91,10 @@ class GPUWorker:
 
     def set_lora(self, path: str | None, scale: float) -> None:
         """See :meth:`~fastvideo.v1.entrypoints.video_generator.VideoGenerator.set_lora`."""
-        set_adapter(self.pipeline.get_module("transformer"), path, scale)
+        device = resolve_device(self.fastvideo_args.device)
+        set_adapter(self.pipeline.get_module("transformer"), path, scale, device)
+        if path and "transformer_2" in self.pipeline.modules:
+            tell_of_one_expert(path)
 
 
 def take_device(choice: str) -> torch.device:

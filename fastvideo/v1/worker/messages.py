@@ -1,7 +1,11 @@
 """What an executor and its worker processes say to each other, pickled."""
 
+import io
+import pickle
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 
@@ -46,3 +50,17 @@ class Failed:
     trace: str
     at: float
     by_others: bool
+
+
+def pack(message: object) -> bytes:
+    """Pickles with every tensor on the CPU: whoever reads it neither needs a GPU nor takes memory of one."""
+    packed = io.BytesIO()
+    _HostPickler(packed).dump(message)
+    return packed.getvalue()
+
+
+class _HostPickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, torch.Tensor) and obj.is_cuda:
+            return obj.cpu().__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        return NotImplemented

@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from threading import Lock, Thread
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from threading import RLock, Thread
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ class _Worker:
     process: subprocess.Popen[bytes]
     control: Connection
     frames_file: int
+    listener: Thread
+    sender: Thread | None = None  # of the latest request
+
+
+Heard = SimpleQueue[tuple[int, bytes | None]]
+"""The whole messages of workers, by rank; None for one that is gone."""
 
 
 class MultiProcExecutor(Executor):
@@ -48,7 +55,8 @@ class MultiProcExecutor(Executor):
     When one of them raises, dies, or has stopped for ``hang_seconds``, the call ends for all with what the first
     raised, and the next call starts all of them anew, which loads the model again; where all raised, of one mind, they
     stay. A rank that waits longer than ``collective_seconds`` for another raises. Workers end with this process,
-    however it ends. Calls from several threads take turns.
+    however it ends. Calls from several threads take turns; from within a call (``on_step``, a signal handler) only
+    :meth:`shutdown` may be called, which ends that call.
     """
 
     def __init__(
@@ -62,12 +70,14 @@ class MultiProcExecutor(Executor):
             )
         self.hang_seconds = hang_seconds
         self.collective_seconds = collective_seconds
-        self._lock = Lock()
+        self._lock = RLock()
+        self._is_busy = False
         self._is_shut_down = False
         self._lasting: dict[str, Call] = {}
         self._workers: list[_Worker] = []
+        self._heard: Heard = SimpleQueue()
         self._store: dist.TCPStore | None = None
-        with self._lock:
+        with self._turn():
             self._start()
 
     def execute_forward(self, batch: ForwardBatch, context: ForwardContext | None = None) -> ForwardBatch:
@@ -78,7 +88,7 @@ class MultiProcExecutor(Executor):
         if context.on_frames is not None:
             raise ValueError("on_frames is for a pipeline in this process; take the frames of the returned batch")
         call = Call("execute_forward", (batch,), wants_steps=context.on_step is not None)
-        with self._lock:
+        with self._turn():
             first = self._call([call] * self._size, None, context.on_step)[0]
             made, timings = first.value
             context.timings.update(timings)
@@ -88,7 +98,7 @@ class MultiProcExecutor(Executor):
 
     def collective_rpc(self, method: str, *arguments: Any, timeout: float | None = None) -> list[Any]:
         call = Call(method, arguments)
-        with self._lock:
+        with self._turn():
             values = [done.value for done in self._call([call] * self._size, timeout)]
             if method in _LASTING:
                 self._lasting[method] = call
@@ -97,7 +107,29 @@ class MultiProcExecutor(Executor):
     def shutdown(self) -> None:
         with self._lock:
             self._is_shut_down = True
-            self._end()
+            if self._is_busy:  # within a call of this thread, which clears up once it finds its workers gone
+                self._kill()
+            else:
+                self._end()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One call, which nothing but a shutdown may come into the midst of."""
+        with self._lock:
+            if self._is_busy:
+                raise RuntimeError("an executor takes no call from within another; make it once that has returned")
+            self._is_busy = True
+            try:
+                yield
+            except WorkerFailed:
+                if not self._is_shut_down:
+                    raise
+            finally:
+                self._is_busy = False
+                if self._is_shut_down:
+                    self._end()
+            if self._is_shut_down:
+                raise RuntimeError("this executor was shut down in the midst of the call")
 
     @property
     def _size(self) -> int:
@@ -106,6 +138,7 @@ class MultiProcExecutor(Executor):
     def _start(self) -> None:
         # As under torchrun, the store is served from outside of the ranks, on a port that is free by construction.
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._heard = SimpleQueue()
         try:
             for rank in range(self._size):
                 self._workers.append(self._spawn(rank, self._store.port))
@@ -134,14 +167,21 @@ class MultiProcExecutor(Executor):
             process = subprocess.Popen(
                 command, env=environment, pass_fds=[theirs.fileno(), frames_file], process_group=group
             )
-        return _Worker(rank, process, Connection(ours.detach()), frames_file)
+        control = Connection(ours.detach())
+        return _Worker(rank, process, control, frames_file, _listen(rank, control, self._heard))
 
-    def _end(self) -> None:
+    def _kill(self) -> None:
         with suppress(ProcessLookupError):
             if self._workers:
                 os.killpg(self._workers[0].process.pid, signal.SIGKILL)
+
+    def _end(self) -> None:
+        self._kill()
         for worker in self._workers:
             worker.process.wait()
+            if worker.sender is not None:
+                worker.sender.join()  # it fails now at the latest, and must not write to what its file becomes
+            worker.listener.join()
             worker.control.close()
             os.close(worker.frames_file)
         self._workers, self._store = [], None
@@ -171,8 +211,9 @@ class MultiProcExecutor(Executor):
         try:
             for worker, request in zip(self._workers, requests, strict=True):
                 # In a thread, since a worker that was stopped takes no more than its socket holds.
-                Thread(target=_send, args=(worker.control, pickle.dumps(request)), daemon=True).start()
-            answers = _Answers(self._workers, self.hang_seconds, on_step)
+                worker.sender = Thread(target=_send, args=(worker.control, pickle.dumps(request)), daemon=True)
+                worker.sender.start()
+            answers = _Answers(self._workers, self._heard, self.hang_seconds, on_step)
             failure = answers.collect(timeout)
             is_whole = len(answers.of_rank) == self._size and not any(
                 isinstance(answer, Failed) and answer.by_others for answer in answers.of_rank.values()
@@ -190,8 +231,13 @@ class _Answers:
     """What the workers say to one request, until all have answered or it is clear that they will not."""
 
     def __init__(
-        self, workers: Sequence[_Worker], hang_seconds: float, on_step: Callable[[ForwardBatch], None] | None
+        self,
+        workers: Sequence[_Worker],
+        heard: Heard,
+        hang_seconds: float,
+        on_step: Callable[[ForwardBatch], None] | None,
     ) -> None:
+        self.heard = heard
         self.workers = {worker.rank: worker for worker in workers}
         self.on_step = on_step
         self.of_rank: dict[int, Done | Failed] = {}
@@ -203,10 +249,13 @@ class _Answers:
         deadline = None if timeout is None else time.monotonic() + timeout
         end: float | None = None
         while waiting := self._silent():
-            ready = wait([worker.control for worker in waiting], timeout=_POLL_SECONDS)
+            try:
+                rank, message = self.heard.get(timeout=_POLL_SECONDS)
+            except Empty:
+                rank, message = -1, None
             for worker in waiting:
-                if worker.control in ready:
-                    self._hear(worker)
+                if worker.rank == rank:
+                    self._hear(worker, message)
                 else:
                     self._watch(worker)
             now = time.monotonic()
@@ -223,13 +272,12 @@ class _Answers:
         """Those that may yet answer."""
         return [w for rank, w in self.workers.items() if rank not in self.of_rank and rank not in self.lost]
 
-    def _hear(self, worker: _Worker) -> None:
-        try:
-            message = pickle.loads(worker.control.recv_bytes())
-        except (EOFError, OSError):
+    def _hear(self, worker: _Worker, data: bytes | None) -> None:
+        if data is None:
             code = worker.process.wait()
             self.lost[worker.rank] = f"rank {worker.rank} died (exit code {code})"
             return
+        message = pickle.loads(data)
         if not isinstance(message, Step):
             self.of_rank[worker.rank] = message
         elif worker.rank == 0 and self.on_step is not None:
@@ -251,6 +299,20 @@ class _Answers:
         assert isinstance(answer, Failed)
         answer.error.__cause__ = WorkerFailed(f"rank {rank} of {len(self.workers)}:\n{answer.trace}")
         return answer.error
+
+
+def _listen(rank: int, control: Connection, heard: Heard) -> Thread:
+    """Reads in a thread, since a worker that was stopped in the middle of a message leaves it cut short."""
+
+    def read() -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                heard.put((rank, control.recv_bytes()))
+        heard.put((rank, None))
+
+    thread = Thread(target=read, daemon=True)
+    thread.start()
+    return thread
 
 
 def _send(control: Connection, request: bytes) -> None:

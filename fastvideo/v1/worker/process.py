@@ -9,11 +9,12 @@ import time
 import psutil
 
 AGENT_VARIABLE = "FASTVIDEO_AGENT_PID"
-"""The process id of the torchrun that starts a rank, set for its ranks."""
+"""The process id of the torchrun that starts a rank, or of the launcher of an only one; set for them."""
 JOB_VARIABLE = "FASTVIDEO_JOB_ID"
 """In the environment of every process of one job, however it was started and whoever its parent is by now."""
 
 _PR_SET_PDEATHSIG = 1
+_KILL_SECONDS = 60.0  # the kernel takes its time to give back what a process has pinned, tens of GB
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -48,12 +49,12 @@ class StopWatch:
         return time.monotonic() - self._since.setdefault(pid, time.monotonic()) > self.seconds
 
 
-def kill_job(job_id: str, timeout: float = 5.0) -> None:
+def kill_job(job_id: str, timeout: float = _KILL_SECONDS) -> None:
     """Kills every process of a job, as :func:`kill_marked` does."""
     kill_marked(JOB_VARIABLE, job_id, timeout)
 
 
-def kill_marked(variable: str, value: str, timeout: float = 5.0) -> None:
+def kill_marked(variable: str, value: str, timeout: float = _KILL_SECONDS) -> None:
     """Kills every process with ``value`` in its environment, those in sessions of their own and orphans included.
 
     Raises ``TimeoutError`` if some are still there after ``timeout`` seconds.

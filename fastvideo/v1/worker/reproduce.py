@@ -8,19 +8,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastvideo.v1.dataset.comparison import Comparison, compare_objects
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.dataset.fingerprint import fingerprint_component
-from fastvideo.v1.dataset.keys import LORA, SKIP_RULE, TILE_STRATEGY
 from fastvideo.v1.dataset.layout import image_path, object_path
-from fastvideo.v1.dataset.ledger import LedgerWriter, read_ledger
-from fastvideo.v1.dataset.resolve import package_versions
-from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.samples import SAMPLE_SCHEMA, part_path, to_parquet
-from fastvideo.v1.dataset.scan import INPUT_COLUMNS, scan
-from fastvideo.v1.dataset.shards import Shard, read_shard, write_shards
-from fastvideo.v1.dataset.state_file import DamagedObject
-from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.dataset.objects.comparison import Comparison, compare_objects
+from fastvideo.v1.dataset.objects.state_file import DamagedObject
+from fastvideo.v1.dataset.objects.store import Store
+from fastvideo.v1.dataset.progress.ledger import LedgerWriter, read_ledger
+from fastvideo.v1.dataset.progress.scan import INPUT_COLUMNS, scan
+from fastvideo.v1.dataset.runs.fingerprint import check_model
+from fastvideo.v1.dataset.runs.resolve import package_versions
+from fastvideo.v1.dataset.runs.run import Run
+from fastvideo.v1.dataset.runs.samples import SAMPLE_SCHEMA, part_path, to_parquet
+from fastvideo.v1.dataset.waves.shards import Shard, read_shard, write_shards
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.describe import describe_pipeline
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
@@ -34,7 +33,9 @@ LOWEST_PSNR = 30.0  # decibels: what others call good enough where bytes cannot 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """``differences`` are those of devices, packages and stages; without any, equal bytes are promised."""
+    """``differences`` are those of devices, attention backends, layouts, packages and stages; without any, equal bytes
+    are promised.
+    """
 
     id: str
     run: str
@@ -71,23 +72,23 @@ def reproduce(run: Run, id: str, engine: Mapping[str, Any] | None = None) -> Rep
     ``ValueError`` for an id that is not one sample's, and for a model other than the run's.
     """
     row = _find(run, id)
-    _check_model(run)
+    check_model(run, run.model_path)
     with tempfile.TemporaryDirectory(prefix="fastvideo-reproduce-") as folder:
         again = replace(run, output=Store(folder), store_uri=None)
         again.output.create(part_path(again.name, 0), to_parquet(row))
         if (image := row["image"][0].as_py()) is not None:
             again.objects.create(image_path(image), run.objects.read(image_path(image)))
         config = RunConfig(prompts="(one sample)", output=folder)
-        device = ""
+        here = dict.fromkeys(ALL_PHASES, "")
         for shard in write_shards(again, scan(again), config, 0):
-            device = _make(again, shard, engine_settings(run, engine or {}))
+            here[shard.phase] = _make(again, shard, engine_settings(run, engine or {}))
         made = [read_ledger(again, phase)["seconds"] for phase in ALL_PHASES]
         return Reproduction(
             id=row["id"][0].as_py(),
             run=run.name,
             prompt=row["prompt"][0].as_py(),
             seconds=sum(pc.sum(seconds).as_py() or 0.0 for seconds in made),
-            differences=tuple(_differences(run, row["id"][0].as_py(), device)),
+            differences=tuple(_differences(run, row["id"][0].as_py(), here[Phase.DENOISE])),
             comparisons=tuple(_compare_all(run, again, row)),
         )
 
@@ -102,15 +103,8 @@ def _find(run: Run, id: str) -> pa.Table:
     return found
 
 
-def _check_model(run: Run) -> None:
-    root = describe_pipeline(run.model_path).model_root.rstrip("/")
-    for name, fingerprint in run.fingerprints.items():
-        if name not in (LORA, TILE_STRATEGY, SKIP_RULE) and fingerprint_component(f"{root}/{name}") != fingerprint:
-            raise ValueError(f"{root}/{name} is not what run {run.name} was made with; name its model with --model")
-
-
 def _make(run: Run, shard: Shard, engine: FastVideoArgs) -> str:
-    """Runs one phase in this process; returns the name of its device."""
+    """Runs one phase in this process; returns what the ledger says of where that was."""
     worker = GPUWorker(engine, (shard.phase,))
     worker.init_device()
     worker.load()
@@ -121,19 +115,20 @@ def _make(run: Run, shard: Shard, engine: FastVideoArgs) -> str:
                 row = job.commit(product)
                 assert row is not None, "nobody else writes here"
                 ledger.add(row)
+    made_on = worker.made_on
     worker.shutdown()
-    return worker.device_name
+    return made_on
 
 
-def _differences(run: Run, id: str, device: str) -> Iterator[str]:
+def _differences(run: Run, id: str, here: str) -> Iterator[str]:
     ledger = read_ledger(run, Phase.DENOISE)
     (made_on,) = ledger.filter(pc.equal(ledger["id"], id))["device"].to_pylist() or [None]
-    if made_on != device:
-        yield f"made on {made_on or 'a device that no ledger row tells of'}, here on {device}"
-    here = package_versions()
+    if made_on not in (here, here.rpartition(" (")[0]):  # older ledgers tell of the device alone
+        yield f"made on {made_on or 'a device that no ledger row tells of'}, here on {here}"
+    versions = package_versions()
     for package, version in run.versions.items():
-        if here.get(package) != version:
-            yield f"{package} was {version}, here {here.get(package)}"
+        if versions.get(package) != version:
+            yield f"{package} was {version}, here {versions.get(package)}"
     stages = describe_pipeline(run.model_path).stage_versions
     for phase in ALL_PHASES:
         if dict(stages[phase]) != dict(run.stage_versions[phase]):

@@ -3,6 +3,9 @@
 Nothing of a job survives :func:`launch`, however it ends: the job's processes carry a mark in their environment and are
 looked for by it. If the launching process itself is killed, the kernel kills torchrun and torchrun's ranks
 (:func:`~fastvideo.v1.worker.process.die_with_parent`).
+
+A job of one process has nobody to meet: it is started as torchrun would start its rank
+(:mod:`~fastvideo.v1.worker.lone_rank`), without the seconds that torchrun takes to start itself.
 """
 
 import json
@@ -24,16 +27,21 @@ from typing import IO, Any
 
 from fastvideo.v1.shown_text import shown
 from fastvideo.v1.worker.failures import Cause, JobFailed, JobFailure, classify
-from fastvideo.v1.worker.process import JOB_VARIABLE, StopWatch, kill_job
+from fastvideo.v1.worker.process import AGENT_VARIABLE, JOB_VARIABLE, StopWatch, kill_job
 
 NNODES_VARIABLE = "FASTVIDEO_NNODES"
 RDZV_ENDPOINT_VARIABLE = "FASTVIDEO_RDZV_ENDPOINT"
 NODE_LAUNCHER_VARIABLE = "FASTVIDEO_NODE_LAUNCHER"
 
+GRACE_SECONDS = 100.0
+"""For a job to save and leave: several steps of the slowest, and less than what infra/ leaves this process."""
+
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 10.0
+_DRAIN_SECONDS = 5.0  # in which what a job wrote is read to its end; one that cannot be killed never closes its pipe
 _LINES_PER_RECORD, _SECONDS_PER_RECORD = 50, 1.0
 _PREFIX = re.compile(r"\[default\d+\]:")
+_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+"""What torchrun tells the only rank of a job; the port is any that is free."""
 
 
 def launch(
@@ -47,6 +55,7 @@ def launch(
     env: Mapping[str, str] | None = None,
     stop: threading.Event | None = None,
     hang_seconds: float = 30.0,
+    grace: float = GRACE_SECONDS,
     held_files: Sequence[int] = (),
 ) -> None:
     """Runs ``python -m module arguments`` in ``nproc`` ranks, on this host or several (:func:`node_settings`).
@@ -55,18 +64,24 @@ def launch(
 
     Lines of standard output that are JSON objects with an "event" go to ``on_event``, all others to ``log``, several
     to a call; both are called from this thread. ``timeout`` is in seconds. Setting ``stop`` asks the job to end
-    (SIGTERM, then SIGKILL after 10 s). A process of it that has been stopped (SIGSTOP) for ``hang_seconds`` ends it.
-    torchrun inherits ``held_files``. Raises :class:`JobFailed`.
+    (SIGTERM, then SIGKILL after ``grace`` seconds). A process of it that has been stopped (SIGSTOP) for
+    ``hang_seconds`` ends it. Its processes inherit ``held_files``, which a job of several hosts cannot have. Raises
+    :class:`JobFailed`.
     """
     job_id = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="fastvideo-job-") as folder:
         error_file = Path(folder, "error.json")
         environment = {**os.environ, **(env or {}), JOB_VARIABLE: job_id, "TORCHELASTIC_ERROR_FILE": str(error_file)}
-        agent = _agent(nproc, environment, job_id, hang_seconds, log_dir=Path(folder, "logs"))
+        if nproc == node_settings(environment).count == 1:
+            starter = [sys.executable, "-u", "-m", "fastvideo.v1.worker.lone_rank"]
+            environment |= {**_ALONE, AGENT_VARIABLE: str(os.getpid())}
+        else:
+            settings = [str(hang_seconds), str(grace), ",".join(map(str, held_files)) or "-", folder]
+            starter = _agent(nproc, environment, job_id, settings)
         output = _Output(log, on_event)
         # Not communicate(): the output is read while the job runs. Its own session, so that Ctrl-C reaches us alone.
         process = subprocess.Popen(
-            [*agent, module, *arguments],
+            [*starter, module, *arguments],
             env=environment,
             start_new_session=True,
             stdout=subprocess.PIPE,
@@ -77,15 +92,17 @@ def launch(
             output.read(process)
             ended_by_us = _watch(process, output, timeout, stop, StopWatch(hang_seconds))
         finally:
-            _end(process, job_id)
-            output.finish()
+            try:
+                _end(process, job_id, grace)
+            finally:
+                output.finish()
         if ended_by_us:
             raise JobFailed(ended_by_us)
         if process.returncode:
             raise JobFailed(classify(error_file, process.returncode, list(output.tail)))
 
 
-def _agent(nproc: int, environment: Mapping[str, str], job_id: str, hang_seconds: float, log_dir: Path) -> list[str]:
+def _agent(nproc: int, environment: Mapping[str, str], job_id: str, settings: Sequence[str]) -> list[str]:
     """The command that runs what follows it in every rank."""
     nodes = node_settings(environment)
     torchrun = [
@@ -95,14 +112,12 @@ def _agent(nproc: int, environment: Mapping[str, str], job_id: str, hang_seconds
         f"--rdzv-endpoint={nodes.endpoint}",
         f"--rdzv-id={job_id}",
         "--max-restarts=0",
-        f"--log-dir={log_dir}",
         "--tee=3",
         "-m",
         "--",
     ]  # the rest is not torchrun's
     parent = "0" if nodes.launcher else str(os.getpid())
-    agent = [sys.executable, "-m", "fastvideo.v1.worker.agent", parent, str(hang_seconds)]
-    return [*nodes.launcher, *agent, *torchrun]
+    return [*nodes.launcher, sys.executable, "-m", "fastvideo.v1.worker.agent", parent, *settings, *torchrun]
 
 
 @dataclass(frozen=True)
@@ -156,24 +171,31 @@ def _watch(
         output.hand_on(wait=_POLL_SECONDS)
         if timeout is not None and time.monotonic() - started > timeout:
             tail = "\n".join(output.tail)
-            return JobFailure(Cause.INFRASTRUCTURE, f"still running after its {timeout:g} s (job_timeout)", tail)
+            return JobFailure(Cause.OUT_OF_TIME, f"still running after its {timeout:g} s (job_timeout)", tail)
         if stop is not None and stop.is_set():
             return JobFailure(Cause.PREEMPTED, "stopped on request")
         if stops.is_lost(process.pid):
-            return JobFailure(Cause.INFRASTRUCTURE, f"torchrun has been stopped for {stops.seconds:g} s (SIGSTOP?)")
+            process.kill()  # it would not hear of anything else
+            return JobFailure(Cause.INFRASTRUCTURE, f"the job has been stopped for {stops.seconds:g} s (SIGSTOP?)")
     return None
 
 
-def _end(process: subprocess.Popen[bytes], job_id: str) -> None:
-    """Asks a job that still runs to save and leave; whatever is left after the grace is killed."""
+def _end(process: subprocess.Popen[bytes], job_id: str, grace: float) -> None:
+    """Asks a job that still runs to save and leave; whatever is left after the grace is killed.
+
+    Raises :class:`JobFailed` where the kernel cannot end it.
+    """
     try:
         if process.poll() is None:
             process.terminate()
-            process.wait(timeout=_GRACE_SECONDS)
+            process.wait(timeout=grace)
     except subprocess.TimeoutExpired:
         process.kill()
     finally:
-        kill_job(job_id)
+        try:
+            kill_job(job_id)
+        except TimeoutError as error:
+            raise JobFailed(JobFailure(Cause.INFRASTRUCTURE, str(error))) from error
         process.wait()
 
 
@@ -212,7 +234,7 @@ class _Output:
 
     def finish(self) -> None:
         for reader in self._readers:
-            reader.join()
+            reader.join(_DRAIN_SECONDS)
         self.hand_on(wait=0.0)
         self._flush()
 

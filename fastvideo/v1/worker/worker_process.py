@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.worker.gpu_worker import GPUWorker
-from fastvideo.v1.worker.messages import Call, Done, Failed, Start, Step
+from fastvideo.v1.worker.messages import Call, Done, Failed, Start, Step, pack
 
 
 def serve(control: Connection, frames_file: int) -> None:
@@ -41,7 +41,7 @@ def serve(control: Connection, frames_file: int) -> None:
                 answer = _answer(worker, call, control, frames_file)
         except Exception as error:  # the boundary of a process: whatever it is, the caller shall hear of it
             answer = _failed(error)
-        control.send_bytes(pickle.dumps(answer))
+        control.send_bytes(pack(answer))
 
 
 def _receive(control: Connection, calls: "SimpleQueue[bytes]") -> None:

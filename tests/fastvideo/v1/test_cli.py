@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fastvideo.v1.dataset.video import probe
+from fastvideo.v1.dataset.objects.video import probe
 from flows.cli import run
 
 
@@ -39,6 +39,17 @@ def test_generate_writes_a_video_of_the_asked_size(tmp_path):
         (["generate", "--prompt", "x", "--model", "/nowhere"], "model '/nowhere' is no directory here"),
         (["generate", "--prompt", " "], "prompt ' ' is empty"),
         (["generate", "--prompt", "x", "--image", "/nowhere.png"], "image '/nowhere.png' does not exist"),
+        (["generate", "--prompt", "x", "--output", "/nowhere/x.mp4"], "--output='/nowhere/x.mp4' lies in"),
+        (
+            ["search-tiles", "--model", "m", "--prompt", "x", "--candidates", "1,1,1", "--output", "/nowhere/x.json"],
+            "--output='/nowhere/x.json' lies in",
+        ),
+        (
+            ["fit-step-skipping", "--model", "m", "--prompt", "x", "--output", "/nowhere/x"],
+            "--output='/nowhere/x' lies in",
+        ),
+        (["bench", "plan", "--json", "/nowhere/x.json"], "--json='/nowhere/x.json' lies in"),
+        (["generate", "--prompt", "x", "--flow-shift", "nan"], "flow_shift=nan must be a finite number above 0"),
         (["generate"], "the following arguments are required: --prompt"),
         (["generate", "--prompt", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
     ],

@@ -15,11 +15,11 @@ from fastvideo.v1 import plugins
 from fastvideo.v1.attention import DistributedAttention, LocalAttention, selector
 from fastvideo.v1.dataset.config import RunConfig, parse_config
 from fastvideo.v1.dataset.layout import object_path
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.scan import scan
-from fastvideo.v1.dataset.shards import write_shards
-from fastvideo.v1.dataset.state_file import unpack_state
+from fastvideo.v1.dataset.objects.state_file import unpack_state
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.progress.scan import scan
+from fastvideo.v1.dataset.runs.run import Run
+from fastvideo.v1.dataset.waves.shards import write_shards
 from fastvideo.v1.models import registry
 from fastvideo.v1.pipelines import registry as pipeline_registry
 from fastvideo.v1.pipelines.phase import Phase

@@ -15,6 +15,7 @@ NAMES = {
         "InputValidationStage",
         "TextEncodingStage",
         "CLIPTextEncodingStage",
+        "ImageEncodingStage",
         "TimestepPreparationStage",
         "LatentPreparationStage",
         "DenoisingStage",

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from fastvideo.v1.dataset.config import parse_config
-from fastvideo.v1.dataset.failures import read_failures, record_failure
-from fastvideo.v1.dataset.prompt_row import rejected
+from fastvideo.v1.dataset.progress.failures import read_failures, record_failure
+from fastvideo.v1.dataset.sources.prompt_row import rejected
 from fastvideo.v1.logger import init_logger
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.shown_text import printable, shown, without_secrets
@@ -18,6 +18,8 @@ SECRET = "f1d0c0ffee5ec2e7f1d0c0ffee5ec2e7"  # fixed: the names of tests have it
 WITH_SECRETS = [
     f"https://me:{SECRET}@host/a.png",
     f"s3://{SECRET}@bucket/a",
+    f"s3://AKIA:wJal/{SECRET}/b+x@bucket/a",
+    f"https://me:a/{SECRET}@x@host:9/a",
     f"https://b.s3.amazonaws.com/a.png?X-Amz-Credential={SECRET}&X-Amz-Date=1&X-Amz-Signature={SECRET}",
     f"https://b.s3.amazonaws.com/a.png?AWSAccessKeyId={SECRET}&Signature={SECRET}&Expires=1",
     f"https://storage.googleapis.com/b/a?GoogleAccessId={SECRET}&X-Goog-Signature={SECRET}",
@@ -58,14 +60,23 @@ def test_a_config_with_a_secret_in_it_is_refused(uri, key):
     assert SECRET not in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/a@b/c", "https://host/a?id=7&page=2", "a prompt: x@y.z, key=value"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/a@b/c",
+        "http://host:9000/a@b",
+        "hf://datasets/a/b@main/c",
+        "https://host/a?id=7&page=2",
+        "a prompt: x@y.z, key=value",
+    ],
+)
 def test_what_is_no_secret_stays(uri):
     assert without_secrets(uri) == uri
 
 
 def test_records_of_failures_hold_no_secret(tmp_path):
     class RunAt:
-        from fastvideo.v1.dataset.store import Store
+        from fastvideo.v1.dataset.objects.store import Store
 
         name, output = "a", Store(str(tmp_path))
 

@@ -21,7 +21,7 @@ class SlidingTileBackend(AttentionBackend):
     """Self-attention of video tokens, with text after them or none, over the windows of the call's strategy.
 
     The forward context carries the strategy, the canvas and the step. A layer whose heads all see the whole canvas is
-    dense.
+    dense. Raises ``ValueError`` for a causal layer.
     """
 
     exact = False
@@ -29,6 +29,8 @@ class SlidingTileBackend(AttentionBackend):
     def __init__(
         self, num_heads: int, head_size: int, softmax_scale: float, causal: bool, layer_index: int = 0
     ) -> None:
+        if causal:
+            raise ValueError("SLIDING_TILE_ATTN has windows on both sides of a token, and cannot serve a causal layer")
         super().__init__(num_heads, head_size, softmax_scale, causal, layer_index)
         self._dense: AttentionBackend | None = None
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastvideo.data import EMBEDDED_MODEL
-from fastvideo.v1.dataset.comparison import video_psnr
+from fastvideo.v1.dataset.objects.comparison import video_psnr
 from fastvideo.v1.entrypoints.bench.modes import CANVAS, TILES_CANVAS, Modes, canvas_of, obstacle
 from fastvideo.v1.entrypoints.bench.shape_prompts import draw_prompts
 from fastvideo.v1.entrypoints.bench.shapes import Scene, see

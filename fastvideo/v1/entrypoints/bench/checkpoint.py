@@ -17,14 +17,22 @@ from fastvideo.v1.models.registry import resolve_model
 
 SHARD_BYTES = 5_000_000_000
 _FLOW_MATCH = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 7.0, "num_train_timesteps": 1000}
-# Of each transformer's class: the pipeline, the VAE's config, the scheduler's (None: the embedded model's), encoders.
-_FAMILIES: dict[str, tuple[str, str, dict[str, Any] | None, tuple[str, ...]]] = {
-    "WanTransformer3DModel": ("WanPipeline", "wan_vae", None, ("text_encoder",)),
+# Of each transformer's class: the pipeline, the scheduler's config (None: the embedded model's), and of the models that
+# are not loaded their classes and configs.
+_FAMILIES: dict[str, tuple[str, dict[str, Any] | None, dict[str, tuple[str, str]]]] = {
+    "WanTransformer3DModel": (
+        "WanPipeline",
+        None,
+        {"vae": ("AutoencoderKLWan", "wan_vae"), "text_encoder": ("UMT5EncoderModel", "umt5_xxl_encoder")},
+    ),
     "HunyuanVideoTransformer3DModel": (
         "HunyuanVideoPipeline",
-        "hunyuan_vae",
         _FLOW_MATCH,
-        ("text_encoder", "text_encoder_2"),
+        {
+            "vae": ("AutoencoderKLHunyuanVideo", "hunyuan_vae"),
+            "text_encoder": ("LlamaModel", "llama3_8b"),
+            "text_encoder_2": ("CLIPTextModel", "clip_l_text"),
+        },
     ),
 }
 
@@ -38,24 +46,25 @@ def write_checkpoint(folder: Path, name: str, num_layers: int | None) -> int:
     config = load_config(name)
     if config.get("_class_name") not in _FAMILIES:
         raise ValueError(f"{name!r} is no diffusion transformer that a pipeline of ours runs")
-    pipeline, vae, scheduler, encoders = _FAMILIES[config["_class_name"]]
+    pipeline, scheduler, others = _FAMILIES[config["_class_name"]]
     if num_layers is not None:
         kinds = ("num_layers", "num_single_layers")
         config |= {kind: min(num_layers, config[kind]) for kind in kinds if kind in config}
     if scheduler is None:
         scheduler = json.loads((Path(EMBEDDED_MODEL) / "scheduler/scheduler_config.json").read_text())
-    configs = {"transformer": config, "vae": load_config(vae), **{encoder: {} for encoder in encoders}}
-    for component, values in configs.items():
-        _write_json(folder / component / "config.json", values)
-    for encoder in encoders:
-        _write_json(folder / encoder.replace("text_encoder", "tokenizer") / "tokenizer_config.json", {})
+    _write_json(folder / "transformer" / "config.json", config)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = {
         part: ["diffusers", values["_class_name"]]
         for part, values in (("transformer", config), ("scheduler", scheduler))
     }
-    for part in ("vae", *encoders, *(encoder.replace("text_encoder", "tokenizer") for encoder in encoders)):
-        index[part] = ["diffusers", "(not loaded)"]
+    for part, (class_name, file) in others.items():
+        _write_json(folder / part / "config.json", load_config(file))
+        index[part] = ["diffusers", class_name]
+        if part.startswith("text_encoder"):
+            tokenizer = part.replace("text_encoder", "tokenizer")
+            _write_json(folder / tokenizer / "tokenizer_config.json", {})
+            index[tokenizer] = ["diffusers", "(not loaded)"]
     _write_json(folder / "model_index.json", {"_class_name": pipeline, **index})
     model = build_model(resolve_model(config["_class_name"]), config, META, torch.bfloat16)
     return _write_weights(folder / "transformer", model)

@@ -16,10 +16,12 @@ _SENT: Mapping[str, Callable[[float, int], float]] = {
     "allgather_": lambda n, p: n * (p - 1),
     "_allgather_base_": lambda n, p: n * (p - 1),
     "allreduce_": lambda n, p: 2 * n * (p - 1) / p,
+    "broadcast_": lambda n, p: n,
     "send": lambda n, p: n,
 }
 _UNSENT = ("recv_", "monitored_barrier_", "barrier")
-_GIVEN = {"alltoall_base_": 1, "_allgather_base_": 1, "allgather_": 1, "allreduce_": 0, "send": 0}  # which argument
+_GIVEN = {"alltoall_base_": 1, "_allgather_base_": 1, "allgather_": 1, "allreduce_": 0, "broadcast_": 0, "send": 0}
+"""Which argument of each is what it gives."""
 
 
 class CollectiveMeter(TorchDispatchMode):

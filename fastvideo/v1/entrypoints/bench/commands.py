@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from fastvideo.v1.output_file import check_output_file
+
 
 def add_bench_commands(bench: argparse.ArgumentParser) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
     """Adds a command for each bench; each sets ``run``, a function of the parsed options that returns the exit code.
@@ -89,6 +91,9 @@ def add_kind(
 def _run(measure: Callable[[argparse.Namespace], dict[str, Any]], options: argparse.Namespace) -> int:
     from fastvideo.v1.entrypoints.bench.report import report
 
+    for name, path in (("--json", options.json), ("--plot", options.plot)):
+        if path is not None:
+            check_output_file(name, path)
     report(measure(options), options.json, options.plot)
     return 0
 
@@ -178,7 +183,7 @@ def _adherence(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
-    from fastvideo.v1.dataset.benchmark import bench_planning
+    from fastvideo.v1.dataset.plan.benchmark import bench_planning
 
     return bench_planning(options.prompts, options.objects)
 

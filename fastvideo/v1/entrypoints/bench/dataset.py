@@ -15,16 +15,16 @@ import numpy as np
 
 from fastvideo.v1.dataset.config import RunConfig, VideoConfig
 from fastvideo.v1.dataset.layout import object_path
-from fastvideo.v1.dataset.ledger import LedgerRow, LedgerWriter
-from fastvideo.v1.dataset.run import Run, open_run
-from fastvideo.v1.dataset.shards import read_shard
-from fastvideo.v1.dataset.state_file import pack_state
-from fastvideo.v1.dataset.store import Store
-from fastvideo.v1.dataset.video import VideoWriter
+from fastvideo.v1.dataset.objects.state_file import pack_state
+from fastvideo.v1.dataset.objects.store import Store
+from fastvideo.v1.dataset.objects.video import VideoWriter
+from fastvideo.v1.dataset.progress.ledger import LedgerRow, LedgerWriter
+from fastvideo.v1.dataset.runs.run import Run, open_run
+from fastvideo.v1.dataset.waves.shards import read_shard
 from fastvideo.v1.pipelines.phase import Phase
 
 REPEATS = 10  # videos of a prompt
-_STORE_CALLS = ("create", "overwrite", "delete", "read", "open", "exists", "list", "folders")
+_STORE_CALLS = ("create", "overwrite", "delete", "read", "exists", "list", "folders")
 
 
 def prepare(folder: Path, num_samples: int, num_shards: int) -> RunConfig:

@@ -1,6 +1,6 @@
 """`fastvideo bench memory`: what each phase of a system needs at full size, computed from modules without weights.
 
-A forward on the meta device allocates nothing and yet makes every tensor; counting those that live at once gives the
+A call on the meta device allocates nothing and yet makes every tensor; counting those that live at once gives the
 peak. It takes the plain path through the layers: the fused kernels of a GPU keep less between them, its allocator and
 cuDNN's workspaces somewhat more. Attention counts its result alone, as every fused kernel has it.
 """
@@ -22,13 +22,14 @@ from torch.utils._pytree import tree_leaves
 from fastvideo.v1.attention.layer import select_attention_backends
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.models.base import Model
+from fastvideo.v1.models.dits.kept_states import KeptStates
+from fastvideo.v1.models.dits.workload import WAN_IMAGE_TOKENS, WAN_TEXT_TOKENS
 from fastvideo.v1.models.loader.component import build_model, component_dtype
 from fastvideo.v1.models.registry import resolve_model
 from fastvideo.v1.pipelines.phase import Phase
 
 Call = Callable[[Any, "Canvas", torch.device], object]  # one call of a model, inputs made for the canvas
 META = torch.device("meta")
-_TEXT_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,13 @@ def bench_memory(systems: list[str], canvas: dict[str, int | None]) -> dict[str,
                 {"system": name, "canvas": f"{size.height}x{size.width}x{size.num_frames}", "phase": str(phase)}
             )
             for device in devices:
-                weights, activations = zip(*(_needs(part, size, device) for part in parts), strict=True)
+                weights, activations = zip(*(component_needs(part, size, device) for part in parts), strict=True)
                 peak = "peak_gib" if device is META else "measured_gib"
                 rows[-1] |= {"weights_gib": sum(weights) / 2**30, peak: (sum(weights) + max(activations)) / 2**30}
     return {"rows": rows}
 
 
-def _needs(part: Component, canvas: Canvas, device: torch.device) -> tuple[int, int]:
+def component_needs(part: Component, canvas: Canvas, device: torch.device) -> tuple[int, int]:
     """Bytes of the weights, and of the activations at their peak."""
     model = build_full_size(part, device)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -196,18 +197,23 @@ def _decode_tiles(model: Any, canvas: Canvas, device: torch.device) -> None:
     _decode(model, canvas, device)
 
 
-def _denoise_wan(model: Any, canvas: Canvas, device: torch.device, space: int = 8) -> object:
+def _denoise_wan(model: Any, canvas: Canvas, device: torch.device, space: int = 8) -> None:
+    """A guided step: the second branch runs beside all that is kept of the first."""
     config, dtype = model.config, model.dtype
     latents = _latents(config.in_channels, space, canvas, device).to(dtype)
-    text = torch.zeros(1, _TEXT_TOKENS, config.text_dim, dtype=dtype, device=device)
+    texts = [torch.zeros(1, WAN_TEXT_TOKENS, config.text_dim, dtype=dtype, device=device) for _ in range(2)]
     image = None
     if config.image_dim is not None:
-        image = torch.zeros(1, 257, config.image_dim, dtype=dtype, device=device)
-    return model(latents, text, torch.full((1,), 637, device=device), image)
+        image = torch.zeros(1, WAN_IMAGE_TOKENS, config.image_dim, dtype=dtype, device=device)
+    timestep = torch.full((1,), 637, device=device)
+    model.kept_states = KeptStates((*texts, image), len(texts))
+    model.kept_states.begin_step(model, latents, timestep)
+    for text in texts:
+        model(latents, text, timestep, image)
 
 
-def _denoise_residual(model: Any, canvas: Canvas, device: torch.device) -> object:
-    return _denoise_wan(model, canvas, device, space=16)
+def _denoise_residual(model: Any, canvas: Canvas, device: torch.device) -> None:
+    _denoise_wan(model, canvas, device, space=16)
 
 
 def _denoise_hunyuan(model: Any, canvas: Canvas, device: torch.device) -> object:
@@ -223,7 +229,7 @@ def _latents(channels: int, space: int, canvas: Canvas, device: torch.device) ->
     return torch.zeros(1, channels, frames, canvas.height // space, canvas.width // space, device=device)
 
 
-_UMT5 = Component(Phase.ENCODE, "text_encoder", "umt5_xxl_encoder", "UMT5EncoderModel", _texts(_TEXT_TOKENS))
+_UMT5 = Component(Phase.ENCODE, "text_encoder", "umt5_xxl_encoder", "UMT5EncoderModel", _texts(WAN_TEXT_TOKENS))
 _WAN_DECODER = Component(Phase.DECODE, "vae", "wan_vae", "AutoencoderKLWan", _decode)
 
 

@@ -1,4 +1,4 @@
-"""A denoise job whose forwards are timed, as torchrun starts it.
+"""A denoise job whose forwards are timed, as :func:`~fastvideo.v1.worker.torchrun.launch` starts it.
 
 It is the stage job's own walk over a shard; hooks on the transformer note when each forward began and ended on the
 device. Beside the stage job's events each rank prints two of its own: ``first_step`` and ``metered``.
@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from fastvideo.v1.dataset.run import open_run
+from fastvideo.v1.dataset.runs.run import open_run
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.pipelines.phase import Phase

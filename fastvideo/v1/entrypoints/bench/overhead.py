@@ -1,7 +1,8 @@
 """`fastvideo bench overhead`: the share of a run that is no GPU work, by arithmetic on measured parts.
 
-A shard costs its launch, loading and compilation, what orchestrates it, and the upload of its last sample, which no
-other hides; a sample costs the gaps around it. All of that is held against the GPU's work at the same shard size.
+A shard costs loading and compilation from the start of its process (of one GPU, so that no torchrun starts before it),
+what orchestrates it, and the upload of its last sample, which no other hides; a sample costs the gaps around it. All of
+that is held against the GPU's work at the same shard size.
 """
 
 import json
@@ -10,12 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastvideo.v1.dataset.shards import TARGET_SECONDS
+from fastvideo.v1.dataset.waves.shards import TARGET_SECONDS
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 
 STEPS = 50
 TEXTS = 4096  # of an encode shard, by default
-TORCHRUN_SECONDS = 5.0  # before the job's process begins: 3 to 5 seconds as tried on two cores
 UPLOAD_SECONDS = 1.0  # assumed, for some megabytes of latents or video
 # Figures of one forward, forwards a step (two with guidance), figures of the cold start, figures of decoding. The cold
 # start of HunyuanVideo was not measured: the 14B has more to load. One of encoding or decoding counts the same.
@@ -91,7 +91,7 @@ def _parts(folder: Path, transformer: str, branches: int, cold: str, vae: str, o
     between = _value(gaps, "gap_between_samples_ms") + forwards * _value(gaps, "gap_in_sample_ms")
     return Parts(
         work={Phase.ENCODE: encode, Phase.DENOISE: forwards * forward, Phase.DECODE: decode},
-        a_shard=TORCHRUN_SECONDS + start - branches * forward + UPLOAD_SECONDS + orchestration_seconds,
+        a_shard=start - branches * forward + UPLOAD_SECONDS + orchestration_seconds,
         a_sample=between / 1e3,
     )
 

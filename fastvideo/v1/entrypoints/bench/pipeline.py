@@ -12,12 +12,12 @@ import torch
 
 from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.layout import input_path
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.sample import input_id
-from fastvideo.v1.dataset.scan import scan
-from fastvideo.v1.dataset.shards import Shard, write_shards
-from fastvideo.v1.dataset.state_file import pack_state
+from fastvideo.v1.dataset.objects.state_file import pack_state
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.progress.scan import scan
+from fastvideo.v1.dataset.runs.run import Run
+from fastvideo.v1.dataset.runs.sample import input_id
+from fastvideo.v1.dataset.waves.shards import Shard, write_shards
 from fastvideo.v1.entrypoints.bench.checkpoint import write_checkpoint
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase

@@ -36,7 +36,7 @@ def _norm_rotate_kernel(
                 cos, sin = tl.load(cos_ptr + table), tl.load(sin_ptr + table)
                 even, odd = tl.split(tl.reshape(x, (BLOCK // 2, 2)))
                 x = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
-            target = part * out_part_stride + row.to(tl.int64) * width
+            target = part.to(tl.int64) * out_part_stride + row.to(tl.int64) * width
             tl.store(out_ptr + target + columns, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -101,7 +101,8 @@ def _head_norm_rotate_kernel(
                     even, odd = tl.split(tl.reshape(y, (BLOCK // 2, 2)))
                     y = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
                 x = y.to(x.dtype)
-            target = part * out_part_stride + (batch * out_tokens + first_out_token + token).to(tl.int64) * width
+            out_row = batch * out_tokens + first_out_token + token
+            target = part.to(tl.int64) * out_part_stride + out_row.to(tl.int64) * width
             tl.store(out_ptr + target + columns, x, mask=inside)
 
 

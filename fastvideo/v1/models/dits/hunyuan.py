@@ -62,6 +62,13 @@ class HunyuanVideoTransformerConfig(ModelConfig):
     rope_axes_dim: tuple[int, int, int] = (16, 56, 56)
     image_condition_type: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.qk_norm != "rms_norm" or self.image_condition_type is not None:
+            raise ValueError(
+                f"qk_norm={self.qk_norm!r}, image_condition_type={self.image_condition_type!r} are not supported; "
+                "HunyuanVideo text-to-video has 'rms_norm' and null"
+            )
+
     @property
     def hidden_size(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
@@ -290,11 +297,6 @@ class HunyuanVideoTransformer3DModel(Model):
 
     def __init__(self, config: HunyuanVideoTransformerConfig) -> None:
         super().__init__(config)
-        if config.qk_norm != "rms_norm" or config.image_condition_type is not None:
-            raise ValueError(
-                f"qk_norm={config.qk_norm!r}, image_condition_type={config.image_condition_type!r} are not supported; "
-                "HunyuanVideo text-to-video has 'rms_norm' and null"
-            )
         self.x_embedder = PatchEmbedding(config.in_channels, config.hidden_size, config.patch)
         self.context_embedder = TokenRefiner(config)
         self.time_text_embed = TimeTextEmbedder(

@@ -9,7 +9,6 @@ under the threshold, the blocks' residual is reused; otherwise they run and the 
 Legend: ``b`` samples (which share a decision), ``s`` tokens of this rank, ``d`` width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +16,8 @@ import torch
 from fastvideo.v1.distributed.communication import all_reduce
 from fastvideo.v1.distributed.parallel_state import get_model_group
 from fastvideo.v1.forward_context import get_forward_context
+from fastvideo.v1.models.base import Blocks
 from fastvideo.v1.models.dits.skip_rule import SkipRule
-
-Blocks = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass

@@ -8,6 +8,7 @@ tokens of a sample may be ``g`` equal runs (its frames, say) with a timestep eac
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,8 @@ from fastvideo.v1.models.dits.kept_states import NothingKept
 class WanTransformerConfig(ModelConfig):
     """The fields of ``transformer/config.json``."""
 
+    unread_keys: ClassVar[tuple[str, ...]] = ("rope_max_seq_len",)  # positions are computed as far as they are needed
+
     patch_size: tuple[int, int, int] = (1, 2, 2)
     num_attention_heads: int = 40
     attention_head_dim: int = 128
@@ -58,6 +61,15 @@ class WanTransformerConfig(ModelConfig):
     image_dim: int | None = None
     added_kv_proj_dim: int | None = None
     pos_embed_seq_len: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.qk_norm != "rms_norm_across_heads":
+            raise ValueError(f"qk_norm={self.qk_norm!r} is not supported; Wan has 'rms_norm_across_heads'")
+        if self.pos_embed_seq_len is not None:
+            raise ValueError(
+                f"pos_embed_seq_len={self.pos_embed_seq_len}: a model of first and last frame is not supported, since "
+                "a request has one image; take an image-to-video checkpoint"
+            )
 
     @property
     def hidden_size(self) -> int:
@@ -170,24 +182,16 @@ class WanTransformerBlock(nn.Module):
 
 
 class WanImageEmbedding(nn.Module):
-    """Image embeddings to the transformer's width: ``[b, i, e]`` to ``[b, i, d]``.
+    """Image embeddings to the transformer's width: ``[b, i, e]`` to ``[b, i, d]``."""
 
-    With ``pos_embed_seq_len`` (first-and-last-frame models) ``i`` counts the tokens of both images, in turn.
-    """
-
-    def __init__(self, image_dim: int, hidden_size: int, pos_embed_seq_len: int | None) -> None:
+    def __init__(self, image_dim: int, hidden_size: int) -> None:
         super().__init__()
-        self.pos_embed = None
-        if pos_embed_seq_len is not None:
-            self.pos_embed = nn.Parameter(torch.empty(1, pos_embed_seq_len, image_dim), requires_grad=False)
         self.norm1 = LayerNorm(image_dim, eps=1e-5)
         self.up = ReplicatedLinear(image_dim, image_dim)
         self.down = ReplicatedLinear(image_dim, hidden_size)
         self.norm2 = LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if self.pos_embed is not None:
-            image = image + self.pos_embed
         return self.norm2(self.down(F.gelu(self.up(self.norm1(image)))))
 
 
@@ -201,7 +205,7 @@ class WanConditionEmbedder(nn.Module):
         self.time_proj = ReplicatedLinear(width, 6 * width)
         self.text_embedder = TextProjection(config.text_dim, width)
         if config.image_dim is not None:
-            self.image_embedder = WanImageEmbedding(config.image_dim, width, config.pos_embed_seq_len)
+            self.image_embedder = WanImageEmbedding(config.image_dim, width)
 
     def embed_time(self, timestep: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """``timestep`` ``[r]`` to the time embedding ``[r, 1, d]`` of ``dtype`` and the modulation float32
@@ -234,6 +238,10 @@ class WanTransformer3DModel(Model):
         ".ff.net.2.": ".down.",
     }
     ignored_keys = ("norm_added_q.weight",)
+    refused_keys = {
+        "to_gate_compress": "the gate of video sparse attention (VSA), which is not supported, and without which this "
+        "is another model; take a checkpoint of full attention"
+    }
     quantized_modules = ("blocks.*.attn?.to_qkv", "blocks.*.attn?.to_q", "blocks.*.attn?.to_out", "blocks.*.ffn.*")
     block_lists = ("blocks",)
     skips_steps = True
@@ -261,12 +269,12 @@ class WanTransformer3DModel(Model):
         "img_emb.proj.3.": "condition_embedder.image_embedder.ff.net.2.",
         "img_emb.proj.4.": "condition_embedder.image_embedder.norm2.",
         "head.head.": "proj_out.",
+        "head.modulation": "scale_shift_table",
+        ".modulation": ".scale_shift_table",
     }
 
     def __init__(self, config: WanTransformerConfig) -> None:
         super().__init__(config)
-        if config.qk_norm != "rms_norm_across_heads":
-            raise ValueError(f"qk_norm={config.qk_norm!r} is not supported; Wan has 'rms_norm_across_heads'")
         out_channels = config.out_channels or config.in_channels
         self.patch_embedding = PatchEmbedding(config.in_channels, config.hidden_size, config.patch_size)
         self.condition_embedder = WanConditionEmbedder(config)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastvideo.v1.distributed.cost import Workload
 
-WAN_TEXT_TOKENS = 512
+WAN_TEXT_TOKENS, WAN_IMAGE_TOKENS = 512, 257
 HUNYUAN_TEXT_TOKENS = 90  # of a prompt of middling length, padding cut off
 
 
@@ -39,6 +39,7 @@ def _wan(
         num_sums=3 * layers,  # self-attention, cross-attention, feed-forward
         num_norm_sums=3 * layers,  # queries and keys of self-attention, queries of cross-attention
         output_values=(config.get("out_channels") or config["in_channels"]) * t * h * w,
+        kept_values=2 * layers * (text + (WAN_IMAGE_TOKENS if config.get("image_dim") else 0)) * width,
         weight_bytes=weight_bytes,
         num_branches=num_branches,
     )
@@ -63,6 +64,7 @@ def _hunyuan(
         num_sums=2 * config["num_layers"] + config["num_single_layers"],  # the text's beside the video's, as one
         num_norm_sums=0,
         output_values=config["out_channels"] * t * h * w,
+        kept_values=0,  # its text takes part in every layer
         weight_bytes=weight_bytes,
         num_branches=num_branches,
     )

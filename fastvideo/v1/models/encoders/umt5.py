@@ -18,6 +18,7 @@ from fastvideo.v1.distributed import get_tp_group
 from fastvideo.v1.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from fastvideo.v1.layers.norms import RMSNorm
 from fastvideo.v1.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from fastvideo.v1.layers.weight_loading import check_shape
 from fastvideo.v1.models.base import Model, ModelConfig
 
 
@@ -71,8 +72,9 @@ class RelativePositionBias(nn.Module):
         self.weight.weight_loader = self.load_weight  # type: ignore[attr-defined]
 
     def load_weight(self, param: nn.Parameter, loaded: torch.Tensor, part: int = 0) -> None:
-        size = param.shape[1]
-        param.data.copy_(loaded.narrow(1, self._group.rank * size, size))
+        num_buckets, num_local_heads = param.shape
+        check_shape(loaded, (num_buckets, num_local_heads * self._group.size))
+        param.data.copy_(self._group.shard(loaded, dim=1))
 
     def forward(self, buckets: torch.Tensor) -> torch.Tensor:
         """Buckets ``[s s]`` to biases ``[1 n s s]``."""
@@ -171,6 +173,7 @@ class UMT5EncoderModel(Model):
     # The same tensor as shared.weight, in the files that have it.
     ignored_keys: ClassVar[tuple[str, ...]] = ("encoder.embed_tokens.weight",)
     block_lists: ClassVar[tuple[str, ...]] = ("encoder.block",)
+    overflows_float16: ClassVar[bool] = True
     config: UMT5Config
 
     def __init__(self, config: UMT5Config) -> None:

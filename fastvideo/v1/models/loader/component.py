@@ -1,5 +1,7 @@
 """One component of a pipeline, loaded: a model on its device, a tokenizer, a scheduler."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,10 +12,11 @@ from fastvideo.v1.distributed.parallel_state import get_replica_group
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.models.base import Model
 from fastvideo.v1.models.layer_offload import offload_blocks
-from fastvideo.v1.models.loader.adapter import read_adapter
+from fastvideo.v1.models.loader.adapter import read_adapter, tell_of_one_expert
 from fastvideo.v1.models.loader.repository import ModelRepository
-from fastvideo.v1.models.loader.weights import load_weights
-from fastvideo.v1.models.registry import resolve_model
+from fastvideo.v1.models.loader.weight_files import tensor_names
+from fastvideo.v1.models.loader.weights import check_key, load_weights
+from fastvideo.v1.models.registry import locate_model, resolve_model
 from fastvideo.v1.models.vaes.base import VideoAutoencoder
 
 _AUTO_PRECISION = {"cpu": torch.float32, "cuda": torch.bfloat16}
@@ -44,6 +47,24 @@ def component_dtype(name: str, args: FastVideoArgs, device: torch.device) -> tor
     return torch.float32 if name.startswith(("vae", "image_encoder")) else _AUTO_PRECISION[device.type]
 
 
+def check_component(repository: ModelRepository, name: str, class_name: str) -> None:
+    """Raises ``ValueError`` if nothing serves component ``name``, or its model refuses its config or weights.
+
+    Of weights it reads the names alone, and those only for a model that has ``refused_keys``.
+    """
+    if name.startswith(("tokenizer", "image_processor")):
+        return
+    if name.startswith("scheduler"):
+        locate_model(class_name)  # its module takes seconds to import
+        return
+    served = resolve_model(class_name)
+    if issubclass(served, Model):
+        with _naming_config(repository, name) as config:
+            served.config_class.from_dict(config)
+        for key in tensor_names(repository, name) if served.refused_keys else ():
+            check_key(served, key, f"{repository.root}/{name}")
+
+
 def load_component(repository: ModelRepository, name: str, class_name: str, args: FastVideoArgs) -> Any:
     """Component ``name`` of the repository, ready to run on the device that ``args`` choose.
 
@@ -61,19 +82,35 @@ def load_component(repository: ModelRepository, name: str, class_name: str, args
     device = resolve_device(args.device)
     dtype = component_dtype(name, args, device)
     model_class = resolve_model(class_name)
-    model = build_model(model_class, repository.read_json(f"{name}/config.json"), _home(name, model_class, args), dtype)
+    if dtype is torch.float16 and model_class.overflows_float16:
+        raise ValueError(f"{name} cannot be float16: values of {class_name} leave its range; take bfloat16 or float32")
+    with _naming_config(repository, name) as config:
+        model = build_model(model_class, config, _home(name, model_class, args), dtype)
     if _is_shared_out(model_class, args):
         from fastvideo.v1.models.sharding import shard_blocks  # FSDP takes seconds to import
 
         shard_blocks(model, get_replica_group(), device)
     elif model_class.block_lists and args.layer_offload:
         offload_blocks(model, device)
+    if name == "transformer_2" and args.lora_path:
+        tell_of_one_expert(args.lora_path)
     deltas = read_adapter(model, args.lora_path, args.lora_scale) if name == "transformer" and args.lora_path else None
     load_weights(model, repository, name, deltas, device)
     if name.startswith("transformer") and args.quantization is not None:
         model.quantize()
     select_attention_backends(model, device, dtype, args.attention_backend)
     return model
+
+
+@contextmanager
+def _naming_config(repository: ModelRepository, name: str) -> Iterator[dict[str, Any]]:
+    """The config of component ``name``; a ``ValueError`` about it names its file."""
+    file = f"{name}/config.json"
+    config = repository.read_json(file)
+    try:
+        yield config
+    except ValueError as error:
+        raise ValueError(f"{repository.root}/{file}: {error}") from None
 
 
 def _home(name: str, model_class: type[Model], args: FastVideoArgs) -> torch.device:
@@ -112,7 +149,10 @@ def load_tokenizer(repository: ModelRepository, name: str) -> Any:
     files = repository.files(name)
     if not files:
         raise ValueError(f"{repository.root}/{name} is missing: the component named in model_index.json has no folder")
-    kind = repository.read_json(f"{name}/tokenizer_config.json").get("tokenizer_class", "")
+    config = f"{name}/tokenizer_config.json"
+    kind = repository.read_json(config).get("tokenizer_class", "")
+    if not isinstance(kind, str):
+        raise ValueError(f"{repository.root}/{config}: tokenizer_class={kind!r} must be the name of a class")
     # transformers 5 rebuilds a Llama tokenizer as SentencePiece and so changes its tokens: the file is the truth.
     generic = "tokenizer.json" in files and kind.startswith(("Llama", "PreTrained", "TokenizersBackend"))
     tokenizer_class = PreTrainedTokenizerFast if generic else AutoTokenizer

@@ -12,6 +12,8 @@ import fsspec
 from fsspec.core import url_to_fs
 
 INDEX = "model_index.json"
+_PREFIX_BYTES = 8  # of a safetensors file: the length of its header
+_LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 
 
 class ModelRepository:
@@ -45,11 +47,23 @@ class ModelRepository:
     def read_json(self, name: str) -> dict[str, Any]:
         """A parsed JSON file; a missing or broken one raises ``ValueError`` naming it."""
         try:
-            return json.loads(self._fs.cat_file(f"{self._path}/{name}"))
+            text = self._fs.cat_file(f"{self._path}/{name}")
         except FileNotFoundError:
             raise ValueError(f"{self.root}/{name} is missing") from None
+        return parse_object(text, f"{self.root}/{name}")
+
+    def read_header(self, name: str) -> dict[str, dict[str, Any]]:
+        """Of a safetensors file each tensor's ``dtype``, ``shape`` and ``data_offsets``; no weights are read.
+
+        A broken one raises ``ValueError`` naming it.
+        """
+        path = f"{self._path}/{name}"
+        end = header_end(self._fs, path)
+        try:
+            header = json.loads(self._fs.cat_file(path, start=_PREFIX_BYTES, end=end))
         except ValueError as error:
-            raise ValueError(f"{self.root}/{name} is not valid JSON: {error}") from None
+            raise ValueError(f"{self.root}/{name} is truncated or damaged: no header: {error}") from None
+        return {tensor: told for tensor, told in header.items() if tensor != "__metadata__"}
 
     @contextmanager
     def local(self, *names: str) -> Iterator[list[Path]]:
@@ -63,6 +77,27 @@ class ModelRepository:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(f"{self._path}/{name}", str(path))
             yield paths
+
+
+def parse_object(text: str | bytes, origin: str) -> dict[str, Any]:
+    """The JSON object ``text``; anything else raises ``ValueError`` naming ``origin``."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{origin} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{origin} must be a JSON object, not {str(values)[:40]!r}")
+    return values
+
+
+def header_end(fs: fsspec.AbstractFileSystem, path: str) -> int:
+    """Where the header of a safetensors file ends, in bytes; ``ValueError`` for a length that no such file has."""
+    length = int.from_bytes(fs.cat_file(path, start=0, end=_PREFIX_BYTES), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(
+            f"{path} is truncated or damaged: a header of {length} bytes is no safetensors file's; fetch it again"
+        )
+    return _PREFIX_BYTES + length
 
 
 def _resolve(model_path: str) -> str:

@@ -16,6 +16,7 @@ from fastvideo.v1.layers.low_rank import WeightDelta
 from fastvideo.v1.layers.weight_loading import load_parameter
 from fastvideo.v1.models.base import Model
 from fastvideo.v1.models.loader.repository import ModelRepository
+from fastvideo.v1.models.loader.weight_files import shard_files
 
 Target: TypeAlias = tuple[str, int]
 """A parameter's name and a part of it."""
@@ -60,6 +61,7 @@ def assign_weights(
         if target is None:
             if key.endswith(model.ignored_keys):
                 continue
+            check_key(type(model), key, file)
             raise ValueError(f"{file}: key {key!r} is not of {type(model).__name__}")
         name, part = target
         parameter = parameters[name]
@@ -79,6 +81,13 @@ def assign_weights(
         raise ValueError(f"{origin} lacks {count} weights of {type(model).__name__}: {names}, …")
 
 
+def check_key(model_class: type[Model], key: str, file: str) -> None:
+    """Raises ``ValueError`` with the reason if ``model_class`` refuses a checkpoint with such a key."""
+    for part, reason in model_class.refused_keys.items():
+        if part in key:
+            raise ValueError(f"{file}: key {key!r} is {reason}")
+
+
 def parameter_of(model: Model, parameters: Mapping[str, nn.Parameter], key: str) -> Target | None:
     """The parameter that the checkpoint's ``key`` belongs to and the part of it, or None."""
     for old, new in model.renamed_keys.items():
@@ -91,27 +100,6 @@ def parameter_of(model: Model, parameters: Mapping[str, nn.Parameter], key: str)
             if candidate != key and candidate in parameters:
                 return candidate, part
     return None
-
-
-def shard_files(repository: ModelRepository, folder: str) -> list[str]:
-    """The safetensors files of a component, by its index if it has one."""
-    files = repository.files(folder)
-    if not files:
-        raise ValueError(
-            f"{repository.root}/{folder} is missing: the component named in model_index.json has no folder"
-        )
-    for name in files:
-        if name.endswith(".safetensors.index.json"):
-            shards = sorted(set(repository.read_json(f"{folder}/{name}")["weight_map"].values()))
-            if absent := [shard for shard in shards if shard not in files]:
-                raise ValueError(f"{repository.root}/{folder}/{absent[0]} is missing, though {name} lists it")
-            return [f"{folder}/{shard}" for shard in shards]
-    shards = [f"{folder}/{name}" for name in files if name.endswith(".safetensors")]
-    if len(shards) != 1:
-        raise ValueError(
-            f"{repository.root}/{folder} has {len(shards)} safetensors files and no index; one is expected"
-        )
-    return shards
 
 
 def _whole(name: str, parameter: nn.Parameter, gathered: dict[str, nn.Parameter]) -> nn.Parameter:

@@ -48,7 +48,7 @@ class VideoAutoencoder(Model):
         raise NotImplementedError
 
     def decode_stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """``decode`` a few frames at a time, in order."""
+        """``decode`` a few frames at a time, in order, not yet clamped to [-1, 1]."""
         raise NotImplementedError
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ class VideoAutoencoder(Model):
         for chunk in self.decode_stream(latents):
             video[:, :, first : first + chunk.shape[2]] = chunk
             first += chunk.shape[2]
-        return video
+        return video.clamp_(-1.0, 1.0)
 
     def check_video(self, video: torch.Tensor) -> None:
         """Raises ``ValueError`` unless frames and sides of ``[b 3 t h w]`` pixels make whole latents."""

@@ -37,6 +37,8 @@ Scale = tuple[int, int, int]
 class HunyuanVAEConfig(ModelConfig):
     """``vae/config.json``; the defaults are those of the published checkpoint."""
 
+    unread_keys: ClassVar[tuple[str, ...]] = ("down_block_types", "up_block_types")  # one kind for each level
+
     in_channels: int = 3
     out_channels: int = 3
     latent_channels: int = 16
@@ -335,8 +337,7 @@ class AutoencoderKLHunyuanVideo(VideoAutoencoder):
     def decode_stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """``decode`` a span at a time: pixels ``[b 3 13 8h 8w]`` at first, then 12 frames each, fewer at the end."""
         raw = self.denormalize(latents).to(self.post_quant_conv.weight.dtype)
-        for chunk in process_spans(raw, self._decode_span, self._latent_spans, self._pixel_spans):
-            yield chunk.clamp_(-1.0, 1.0)
+        yield from process_spans(raw, self._decode_span, self._latent_spans, self._pixel_spans)
 
     def _encode_span(self, video: torch.Tensor) -> torch.Tensor:
         video = video.to(self.quant_conv.weight.dtype)

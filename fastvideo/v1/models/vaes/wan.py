@@ -30,7 +30,8 @@ from fastvideo.v1.models.vaes.wan_blocks import (
 )
 from fastvideo.v1.models.vaes.wan_residual import ResidualDownBlock, ResidualUpBlock, patchify, unpatchify
 
-# Tiles of 256 every 192, as diffusers has them: pixels to decode, patches to encode.
+# Tiles of 256 every 192, as diffusers has them: pixels to decode, patches to encode; but of pixels alone it decides
+# whether there are any.
 _TILE = 256
 _TILE_STRIDE = 192
 
@@ -38,6 +39,8 @@ _TILE_STRIDE = 192
 @dataclass(frozen=True, kw_only=True)
 class WanVAEConfig(ModelConfig):
     """``vae/config.json``; the defaults are those that files written before a key existed rely on."""
+
+    unread_keys: ClassVar[tuple[str, ...]] = ("dropout",)
 
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
@@ -150,7 +153,7 @@ class Decoder(nn.Module):
 class AutoencoderKLWan(VideoAutoencoder):
     """The whole autoencoder; normalised latents are ``(raw - latents_mean) / latents_std``.
 
-    With ``use_tiling`` pictures over 256 pixels a side (to encode patches: 512) go through in tiles.
+    With ``use_tiling`` pictures over 256 pixels a side go through in tiles of 256 pixels, to encode of 256 patches.
     """
 
     config_class: ClassVar[type[ModelConfig]] = WanVAEConfig
@@ -183,11 +186,9 @@ class AutoencoderKLWan(VideoAutoencoder):
     def encode_moments(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The posterior's mean and log-variance, raw, each ``[b z k+1 h/s w/s]``; see ``encode``."""
         self.check_video(video)
+        in_tiles = self.use_tiling and self._encode_grids[0].exceeded_by(video)
         video = patchify(video.to(self.quant_conv.weight.dtype), self.config.patch)
-        if self.use_tiling and self._encode_grids[0].exceeded_by(video):
-            moments = process_tiles(video, self._encode_tile, *self._encode_grids)
-        else:
-            moments = self._encode_tile(video)
+        moments = process_tiles(video, self._encode_tile, *self._encode_grids) if in_tiles else self._encode_tile(video)
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
@@ -199,10 +200,9 @@ class AutoencoderKLWan(VideoAutoencoder):
         raw = self.denormalize(latents).to(self.post_quant_conv.weight.dtype)
         if not (self.use_tiling and self._decode_grids[0].exceeded_by(raw)):
             for chunk in self._decode_chunks(raw):
-                yield unpatchify(chunk, self.config.patch).clamp_(-1.0, 1.0)
+                yield unpatchify(chunk, self.config.patch)
             return
-        video = process_tiles(raw, self._decode_tile, *self._decode_grids)
-        video = unpatchify(video, self.config.patch).clamp_(-1.0, 1.0)
+        video = unpatchify(process_tiles(raw, self._decode_tile, *self._decode_grids), self.config.patch)
         yield video[:, :, :1]
         if video.shape[2] > 1:
             yield from video[:, :, 1:].split(self.config.scale_factor_temporal, dim=2)

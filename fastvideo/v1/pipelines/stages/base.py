@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from fastvideo.v1.fastvideo_args import FastVideoArgs
-from fastvideo.v1.forward_context import get_forward_context, set_forward_context
+from fastvideo.v1.forward_context import get_forward_context
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 
@@ -48,7 +48,9 @@ class PipelineStage(ABC):
         """Raises when what this stage wrote cannot be right."""
 
 
-def run_stage(stage: PipelineStage, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> ForwardBatch:
-    """One stage by itself, in a context of its own."""
-    with set_forward_context():
-        return stage(batch, fastvideo_args)
+def check_finite(batch: ForwardBatch, *names: str, mend: str) -> None:
+    """Raises ``FloatingPointError`` if a tensor of these names that ``batch`` has is not finite everywhere."""
+    for name in names:
+        tensor = getattr(batch, name)
+        if tensor is not None and not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"encoding gave NaN or infinite {name}; {mend}")

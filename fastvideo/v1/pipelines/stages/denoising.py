@@ -49,6 +49,7 @@ class DenoisingStage(PipelineStage):
     """
 
     phase = Phase.DENOISE
+    version = 2
 
     def __init__(
         self,
@@ -189,7 +190,9 @@ class DenoisingStage(PipelineStage):
         device, dtype = batch.latents.device, self.transformer.dtype
         guidance = None
         if batch.sampling.guidance_mode == "embedded":
-            guidance = torch.full((len(batch.latents),), 1000.0 * batch.sampling.guidance_scale, device=device)
+            # In the model's own dtype, as its authors and diffusers have it: 6016 for a scale of 6 in bfloat16.
+            scale = batch.sampling.guidance_scale
+            guidance = torch.full((len(batch.latents),), scale, dtype=dtype, device=device) * 1000.0
         image = None if batch.image_embeds is None else batch.image_embeds.to(device, dtype)
         prefixes = ("", "negative_") if batch.do_classifier_free_guidance else ("",)
         return [

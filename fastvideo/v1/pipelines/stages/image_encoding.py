@@ -14,7 +14,7 @@ from PIL import Image
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
-from fastvideo.v1.pipelines.stages.base import PipelineStage
+from fastvideo.v1.pipelines.stages.base import PipelineStage, check_finite
 
 _READS = ("image", "height", "width", "num_frames")  # of both stages, since their results are stored as one object
 
@@ -36,6 +36,9 @@ class ImageEncodingStage(PipelineStage):
         device = next(self.image_encoder.parameters()).device
         batch.image_embeds = self.image_encoder(pixels.to(device), skip_layers=1)
         return batch
+
+    def verify_output(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
+        check_finite(batch, "image_embeds", mend="try text_encoder_precision='float32'")
 
 
 class ImageLatentStage(PipelineStage):
@@ -69,6 +72,9 @@ class ImageLatentStage(PipelineStage):
         mask[:, :, 0] = 1
         batch.image_latents = torch.cat((mask, latents), dim=1)
         return batch
+
+    def verify_output(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
+        check_finite(batch, "image_latents", mend="try vae_precision='float32'")
 
 
 def to_canvas(image: torch.Tensor, height: int, width: int) -> torch.Tensor:

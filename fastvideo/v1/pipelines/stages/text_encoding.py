@@ -2,24 +2,27 @@
 
 import html
 import re
-from typing import Any
+from typing import Any, ClassVar
 
-import ftfy
 import torch
 import torch.nn.functional as F
 
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
-from fastvideo.v1.pipelines.stages.base import PipelineStage
+from fastvideo.v1.pipelines.stages.base import PipelineStage, check_finite
 from fastvideo.v1.pipelines.stages.text_batches import Tokens, tokenize
 
 
 class PromptStage(PipelineStage):
-    """Base of the stages that encode a prompt, and the negative prompt if the request is guided by one."""
+    """Base of the stages that encode a prompt, and the negative prompt if the request is guided by one.
+
+    ``writes`` is the field of the prompt's embeddings; the negative's is named after it.
+    """
 
     phase = Phase.ENCODE
     reads = ("prompt",)
+    writes: ClassVar[str]
 
     def __init__(self, text_encoder: Any, tokenizer: Any, max_length: int) -> None:
         self.text_encoder = text_encoder
@@ -33,6 +36,9 @@ class PromptStage(PipelineStage):
     def verify_input(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
         if not batch.prompt:
             raise ValueError("prompt is empty; give at least one")
+
+    def verify_output(self, batch: ForwardBatch, fastvideo_args: FastVideoArgs) -> None:
+        check_finite(batch, self.writes, f"negative_{self.writes}", mend="try text_encoder_precision='float32'")
 
     def negative_texts(self, batch: ForwardBatch) -> list[str]:
         """A negative prompt for each sample."""
@@ -48,6 +54,7 @@ class TextEncodingStage(PromptStage):
     """
 
     version = 2
+    writes = "prompt_embeds"
 
     def __init__(self, text_encoder: Any, tokenizer: Any, max_length: int = 512) -> None:
         super().__init__(text_encoder, tokenizer, max_length)
@@ -80,6 +87,8 @@ class TextEncodingStage(PromptStage):
 class CLIPTextEncodingStage(PromptStage):
     """A CLIP text encoder's pooled output, of at most ``max_length`` tokens."""
 
+    writes = "pooled_prompt_embeds"
+
     def __init__(self, text_encoder: Any, tokenizer: Any, max_length: int = 77) -> None:
         super().__init__(text_encoder, tokenizer, max_length)
 
@@ -97,4 +106,6 @@ class CLIPTextEncodingStage(PromptStage):
 
 def clean_text(text: str) -> str:
     """Mended encoding, no HTML entities, single spaces: what Wan's texts went through in training."""
+    import ftfy  # which takes 0.3 s, and most jobs encode nothing
+
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip()

@@ -6,17 +6,18 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
-from fastvideo.v1.dataset.ledger import LedgerRow
-from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.sample import Sample
-from fastvideo.v1.dataset.samples import to_samples
-from fastvideo.v1.dataset.state_file import DamagedObject, unpack_state
+from fastvideo.v1.dataset.objects.state_file import DamagedObject, unpack_state
+from fastvideo.v1.dataset.progress.ledger import LedgerRow
+from fastvideo.v1.dataset.runs.run import Run
+from fastvideo.v1.dataset.runs.sample import Sample
+from fastvideo.v1.dataset.runs.samples import to_samples
 from fastvideo.v1.distributed.parallel_state import get_control_group
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.phase_state import State
@@ -24,6 +25,7 @@ from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.heartbeat import Heartbeat
 
 T = TypeVar("T")
+_SIZE = {"height", "width", "num_frames"}
 
 
 class InputMissing(Exception):
@@ -43,6 +45,7 @@ class JobSettings:
     checkpoint_every: int = 10
     rank_timeout: float = 600.0
     failure_seconds: float = 30.0  # that a rank whose call failed waits for the others to come out of theirs
+    suspects: Mapping[str, int] = field(default_factory=dict)  # taken last: see ShardHistory
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,16 @@ class PhaseJob(ABC):
     def make(self, items: Sequence[Any], inputs: Sequence[Any]) -> Iterator[Product]:
         """Runs the pipeline and yields one product an item."""
 
+    def has_own_size(self, item: Any) -> bool:
+        """Whether an item takes another amount of memory than others, because it asks for another canvas or length."""
+        return False
+
     def clean_up(self, item: Any) -> None:
-        """Removes what only an unfinished item needs."""
+        """Removes what only an unfinished item needs; called once it is committed, and after a try that failed."""
+
+    @cached_property
+    def _made_on(self) -> str:
+        return self.worker.made_on
 
     def commit(self, product: Product) -> LedgerRow | None:
         """Stores a product; None if another process had stored it already."""
@@ -95,7 +106,6 @@ class PhaseJob(ABC):
         if isinstance(product.content, Path):
             data = product.content.read_bytes()
             is_new = store.create_from_file(product.path, str(product.content))
-            product.content.unlink()
         else:
             data = product.content
             is_new = store.create(product.path, data)
@@ -106,7 +116,7 @@ class PhaseJob(ABC):
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             seconds=product.seconds,
-            device=self.worker.device_name,
+            device=self._made_on,
             started=product.started,
             metrics=product.metrics,
         )
@@ -130,3 +140,6 @@ class SampleJob(PhaseJob):
 
     def groups(self, rows: pa.Table) -> list[list[Sample]]:
         return [[sample] for batch in rows.to_batches() for sample in to_samples(batch, {})]
+
+    def has_own_size(self, item: Sample) -> bool:
+        return not _SIZE.isdisjoint(item.overrides)

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
 from fastvideo.v1.dataset.layout import input_path, latents_path, step_path
-from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.sample import Sample, image_input_id, input_id
-from fastvideo.v1.dataset.state_file import DamagedObject, pack_state, unpack_state
+from fastvideo.v1.dataset.objects.state_file import DamagedObject, pack_state, unpack_state
+from fastvideo.v1.dataset.objects.store_errors import StoreUnavailable
+from fastvideo.v1.dataset.runs.run import Run
+from fastvideo.v1.dataset.runs.sample import Sample, image_input_id, input_id
 from fastvideo.v1.distributed.communication import barrier
 from fastvideo.v1.distributed.parallel_state import get_control_group
 from fastvideo.v1.forward_context import ForwardContext
@@ -32,6 +34,8 @@ class DenoiseJob(SampleJob):
     def __init__(self, run: Run, worker: GPUWorker, settings: JobSettings, is_stopping: Callable[[], bool]) -> None:
         super().__init__(run, worker, settings, is_stopping)
         self._with_steps: set[str] = set()  # ids of which a loop's state is stored
+        self._saver = ThreadPoolExecutor(1, "saver")  # writes and removes them, in order
+        self._saves: list[Future[None]] = []  # those that it was given and whose end nobody has seen
 
     def path(self, item: Sample) -> str:
         return latents_path(self.run.keys[Phase.DENOISE], item.id)
@@ -60,7 +64,8 @@ class DenoiseJob(SampleJob):
 
     def clean_up(self, item: Sample) -> None:
         if item.id in self._with_steps:
-            self.run.objects.delete(self._step_path(item))
+            self._saver.submit(self.run.objects.delete, self._step_path(item)).result()  # after all of its saves
+            self._see_saves()
             self._with_steps.discard(item.id)
 
     def _after_step(self, item: Sample, batch: ForwardBatch) -> None:
@@ -71,12 +76,16 @@ class DenoiseJob(SampleJob):
         every = self.settings.checkpoint_every
         stopping = self.is_stopping()
         if self.leads and (stopping or (every and batch.step_index % every == 0)):
-            self._save(item, batch)
+            self._save(item, batch, is_last=stopping)
         if stopping:
             barrier(get_control_group())  # the first rank that leaves ends the job, and must not cut the saving short
             raise Preempted(f"left sample {item.id} after step {batch.step_index} of {len(batch.timesteps)}")
 
-    def _save(self, item: Sample, batch: ForwardBatch) -> None:
+    def _save(self, item: Sample, batch: ForwardBatch, is_last: bool) -> None:
+        """Stores the loop's state: beside the steps that follow, which do not depend on it, or before the job leaves.
+
+        One that still waits for the store has had its day.
+        """
         assert batch.latents is not None and batch.scheduler_state is not None
         tensors: dict[str, torch.Tensor] = {"latents": batch.latents}
         scalars: dict[str, int | float] = {"step_index": batch.step_index}
@@ -87,8 +96,28 @@ class DenoiseJob(SampleJob):
                 else:
                     scalars[f"{owner}.{name}"] = value
         data = pack_state(tensors, scalars)
-        self.run.objects.overwrite(self._step_path(item), data)
         self._with_steps.add(item.id)
+        for waiting in self._saves:
+            waiting.cancel()
+        self._see_saves()
+        self._saves = [save for save in self._saves if not save.done()]
+        self._saves.append(self._saver.submit(self._store_steps, item, data, is_last))
+        if is_last:
+            self._saves[-1].result()
+
+    def _see_saves(self) -> None:
+        """Raises what those that have ended met with, but for a store that was away. Two threads ask."""
+        for save in [*self._saves]:
+            if save.done() and not save.cancelled():
+                save.result()
+
+    def _store_steps(self, item: Sample, data: bytes, is_last: bool) -> None:
+        try:
+            self.run.objects.overwrite(self._step_path(item), data)
+        except StoreUnavailable as error:
+            if is_last:
+                raise
+            logger.warning("the steps of sample %s are not saved; it goes on: %s", item.id, error)
 
     def _restore(self, item: Sample, batch: ForwardBatch) -> None:
         try:

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from fastvideo.v1.dataset.image_file import decode_image
 from fastvideo.v1.dataset.layout import image_path, input_path
-from fastvideo.v1.dataset.row_images import verified_image
-from fastvideo.v1.dataset.state_file import pack_state
+from fastvideo.v1.dataset.objects.state_file import pack_state
+from fastvideo.v1.dataset.runs.row_images import verified_image
+from fastvideo.v1.dataset.sources.image_file import decode_image
 from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.pipelines.inputs import IMAGE_INPUT, TEXT_INPUT
 from fastvideo.v1.pipelines.phase import Phase

@@ -51,14 +51,17 @@ def test_what_all_keys_share_costs_no_precision(device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("head_size", [48, 128])
 def test_heads_come_back_within_a_sixteenth(head_size, device):
-    packed = torch.randn(2, 2100, 3, 2, head_size, device=device) * torch.logspace(-3, 3, 2, device=device)[:, None]
+    deviations = torch.logspace(-3, 3, 2, device=device)[:, None]  # of two heads
+    shared = 4 * torch.randn(2, 1, 3, 2, head_size, device=device)
+    packed = (torch.randn(2, 2100, 3, 2, head_size, device=device) + shared) * deviations
     x = packed[:, :, 1]  # as attention gets it from a packed projection
     rounded = round_heads(x, None, find_centre=True)
     scales, centres = rounded.scales[:, None, :, None], rounded.centres[:, None]
     distances = (x - centres).abs()
     assert rounded.values.is_contiguous()
     assert ((rounded.values.float() * scales + centres - x).abs() <= 2**-4 * distances + 2**-9 * scales + 1e-6).all()
-    torch.testing.assert_close(rounded.centres, x.mean(1), rtol=0, atol=200)
+    # A GPU takes the mean of half of these tokens, as a rule 0.02 deviations from that of all.
+    assert ((rounded.centres - x.mean(1)).abs() < 0.2 * deviations).all()
 
 
 def test_it_is_taken_by_name_only_and_by_attention_over_the_video_alone():

@@ -68,8 +68,8 @@ def test_what_a_pattern_cannot_serve_is_said():
         layer(*tensors, pattern=Temporal(4))
 
 
-def check_ranks(rank: int) -> None:
-    torch.manual_seed(3)
+def check_ranks(rank: int, seed: int) -> None:
+    torch.manual_seed(seed)
     query, key, value = (torch.randn(1, 42, 2, 16) for _ in range(3))
     init_world(ParallelLayout(ulysses=2), "cpu", TIMEOUT)
     tokens = TokenShards(42)
@@ -86,5 +86,5 @@ def check_ranks(rank: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_pattern_is_of_the_whole_sequence_whatever_a_rank_holds():
-    run_processes(2, check_ranks)
+def test_a_pattern_is_of_the_whole_sequence_whatever_a_rank_holds(fresh_seed):
+    run_processes(2, check_ranks, fresh_seed)

@@ -48,6 +48,12 @@ CASES = [
 ]
 
 
+def test_a_causal_layer_is_refused():
+    layer = DistributedAttention(2, 16, causal=True)
+    with pytest.raises(ValueError, match=r"SLIDING_TILE_ATTN .* cannot serve a causal layer"):
+        layer.select(CPU, torch.float32, "SLIDING_TILE_ATTN")
+
+
 @pytest.mark.parametrize("scores_at_once", [sliding_tile.SCORES_AT_ONCE, 0], ids=["all at once", "block by block"])
 @pytest.mark.parametrize(("grid", "num_text", "windows"), CASES)
 def test_matches_dense_attention_under_the_mask(monkeypatch, grid, num_text, windows, scores_at_once):

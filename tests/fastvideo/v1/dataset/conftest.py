@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.dataset.objects.store import Store
 from tests.s3_servers import BUCKET, S3Server, make_bucket, use_server
 
 

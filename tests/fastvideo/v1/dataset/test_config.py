@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvideo.v1.dataset.config import load_config, parse_config
+from fastvideo.v1.dataset.config import RunConfig, load_config, parse_config
 
 GOOD = {"prompts": "shapes", "output": "/tmp/out"}
 
@@ -25,6 +25,9 @@ def test_overrides_lie_over_the_file_and_reach_into_sections() -> None:
         ({"engine": "fast"}, r"engine='fast' must be a section"),
         ({"wave_size": "0"}, r"wave_size='0': .*greater than or equal to 1"),
         ({"sampling.seed": str(2**32)}, r"sampling.seed='4294967296': .*less than"),
+        ({"sampling.flow_shift": "0"}, r"sampling.flow_shift='0': .*greater than 0"),
+        ({"sampling.guidance_scale": "nan"}, r"sampling.guidance_scale='nan': .*finite"),
+        ({"sampling.guidance_scale_2": "-1"}, r"sampling.guidance_scale_2='-1': .*greater than or equal to 0"),
         ({"video.crf": "good"}, r"video.crf='good': .*integer"),
         ({"output": ""}, r"needs a value for 'output'"),
     ],
@@ -33,6 +36,12 @@ def test_a_mistake_is_one_line_with_its_mend(overrides: dict[str, str], message:
     with pytest.raises(ValueError, match=message) as caught:
         parse_config(GOOD, overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["prompts", "output"])
+def test_an_empty_place_is_refused_however_the_config_comes(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=' ' must be a URI"):
+        RunConfig(**(GOOD | {name: " "}))
 
 
 def test_a_yaml_file_is_read_and_a_broken_one_named(tmp_path: Path) -> None:

@@ -4,17 +4,19 @@ import errno
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
 
-from fastvideo.v1.dataset import local_files
-from fastvideo.v1.dataset.fingerprint import check_weights
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.samples import read_requests
-from fastvideo.v1.dataset.store import Store
-from fastvideo.v1.dataset.store_errors import StoreMisconfigured, StoreUnavailable, translate
+from fastvideo.data import EMBEDDED_MODEL
+from fastvideo.v1.dataset.objects import local_files
+from fastvideo.v1.dataset.objects.store import Store
+from fastvideo.v1.dataset.objects.store_errors import StoreMisconfigured, StoreUnavailable, translate
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.runs.fingerprint import check_weights, find_model
+from fastvideo.v1.dataset.runs.samples import read_requests
 from flows.local_server import prefect_server
 
 
@@ -31,7 +33,7 @@ def test_a_full_disk_says_so_and_keeps_no_half_object(number, moment, tmp_path, 
         monkeypatch.setattr(local_files.os, "fsync", fail)
     else:
         (tmp_path / "large").write_bytes(b"x")
-        monkeypatch.setattr("fastvideo.v1.dataset.store._copy", fail)
+        monkeypatch.setattr("fastvideo.v1.dataset.objects.store._copy", fail)
     with pytest.raises(StoreUnavailable, match=r"the disk is full .*; make room"):
         store.create_from_file("a/half", str(tmp_path / "large")) if moment == "write" else store.create("a/half", b"")
     monkeypatch.undo()
@@ -49,7 +51,7 @@ def test_the_last_count_of_requests_is_that_of_the_last_plan_whatever_the_clock(
     row = '{"prompt": "a red ball"}'
     run = plan_run(make_config(row, row)).run
     an_hour_behind = time.time_ns() - 3600 * 10**9
-    monkeypatch.setattr("fastvideo.v1.dataset.planning.time.time_ns", lambda: an_hour_behind)
+    monkeypatch.setattr("fastvideo.v1.dataset.plan.planning.time.time_ns", lambda: an_hour_behind)
     plan_run(make_config(row, row, row))
     assert list(read_requests(run.output, run.name).values()) == [3]
 
@@ -60,19 +62,34 @@ def test_a_prefect_server_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setattr("flows.local_server._DELAYS", (0.0,))
     message = r"the Prefect server at http://\*\*\*@127.0.0.1:9/api does not answer .*; start it"
     settings = {PREFECT_API_URL: "http://me:secret@127.0.0.1:9/api"}
-    with temporary_settings(settings), pytest.raises(ValueError, match=message), prefect_server():
+    with temporary_settings(settings), pytest.raises(ConnectionError, match=message), prefect_server():
         pass
+
+
+def test_a_run_finds_its_model_or_says_that_it_cannot(make_config, tmp_path):
+    model = Path(shutil.copytree(EMBEDDED_MODEL, tmp_path / "model"))
+    (model / "vae" / "note.txt").write_text("another model than the embedded one")
+    run = plan_run(make_config('{"prompt": "a red ball"}', model=str(model))).run
+    assert find_model(run, EMBEDDED_MODEL) == str(model), "the default was not meant"
+    with pytest.raises(ValueError, match=r"/vae is not what run .* was made with; name its model with --model"):
+        find_model(run, str(shutil.copytree(EMBEDDED_MODEL, tmp_path / "other")))
+    moved = str(model.rename(tmp_path / "moved"))
+    assert find_model(run, moved) == moved
+    with pytest.raises(ValueError, match=r"model' is no directory here; give a directory"):
+        find_model(run, EMBEDDED_MODEL)
+    own = plan_run(make_config('{"prompt": "a red ball"}')).run
+    assert find_model(replace(own, model_path="/of/another/host"), EMBEDDED_MODEL) == EMBEDDED_MODEL
 
 
 def test_weights_that_changed_after_the_plan_make_nothing(make_config, tiny_wan, tmp_path):
     model = Path(shutil.copytree(tiny_wan, tmp_path / "model"))
     run = plan_run(make_config('{"prompt": "a red ball"}', model=str(model), sampling={"height": 32, "width": 32})).run
-    check_weights(run, ["text_encoder", "tokenizer", "transformer"])
+    check_weights(run, str(model), ["text_encoder", "tokenizer", "transformer"])
     weights = next((model / "transformer").glob("*.safetensors"))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    check_weights(run, ["text_encoder", "tokenizer"])
+    check_weights(run, str(model), ["text_encoder", "tokenizer"])
     with pytest.raises(ValueError, match=r"model/transformer has changed since run .* was planned") as error:
-        check_weights(run, ["transformer"])
+        check_weights(run, str(model), ["transformer"])
     assert "\n" not in str(error.value)

@@ -26,6 +26,7 @@ def work():
         num_sums=3 * layers,
         num_norm_sums=0,
         output_values=64 * tokens,
+        kept_values=2 * layers * 512 * width,
         weight_bytes=24.0 * layers * width**2,
         num_branches=2,
     )

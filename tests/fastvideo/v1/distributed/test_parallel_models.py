@@ -120,9 +120,9 @@ def check(rank: int, layout: ParallelLayout, written: dict[str, Written]) -> dic
     return errors
 
 
-def check_replicated_tokens() -> None:
+def check_replicated_tokens(seed: int) -> None:
     """What attention gives the tokens that all ranks hold is the same on all, to the byte."""
-    group, replicated = get_sp_group(), torch.Generator().manual_seed(0)
+    group, replicated = get_sp_group(), torch.Generator().manual_seed(seed)
     part, rest = torch.randn(3, 1, 6, 4, 16), torch.randn(3, 1, 5, 4, 16, generator=replicated)
     attention = DistributedAttention(num_heads=4, head_size=16)
     tokens = TokenShards(6 * group.size, num_replicated=5)
@@ -131,29 +131,27 @@ def check_replicated_tokens() -> None:
     assert all(torch.equal(first, other) for other in others)
 
 
-def check_layouts(rank: int, path: Path) -> None:
+def check_layouts(rank: int, path: Path, seed: int) -> None:
     written = torch.load(path, weights_only=False)
     with torch.inference_mode():
         for layout in LAYOUTS:
             init_world(layout, "cpu", TIMEOUT)
             errors = check(rank, layout, written)
-            check_replicated_tokens()
+            check_replicated_tokens(seed)
             close_world()
             wrong = {name: error for name, error in errors.items() if not error < TOLERANCE}
             assert not wrong, (astuple(layout), wrong)
 
 
 @pytest.mark.slow
-def test_every_model_in_every_layout_agrees_with_one_process(tmp_path):
-    torch.manual_seed(seed := torch.seed() % 2**32)
-    print(f"seed {seed}")
+def test_every_model_in_every_layout_agrees_with_one_process(tmp_path, fresh_seed):
     written = {}
     with torch.inference_mode():
         for name, (model_class, config, inputs) in cases().items():
             model = random_model(model_class, config)
             written[name] = (model_class, config, checkpoint_of(model), inputs, output(model, inputs))
     torch.save(written, tmp_path / "cases.pt")
-    run_processes(4, check_layouts, tmp_path / "cases.pt")
+    run_processes(4, check_layouts, tmp_path / "cases.pt", fresh_seed)
 
 
 def build_with_too_few_heads(rank: int) -> None:

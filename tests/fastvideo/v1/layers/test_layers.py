@@ -44,9 +44,11 @@ def test_merged_linear_loads_its_parts_in_any_order():
     torch.testing.assert_close(linear(x), torch.cat([x @ weight.T for weight in weights], dim=-1))
 
 
-def test_a_weight_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"shape \[1, 6\] in the checkpoint, \[10, 6\] in the model"):
-        load_parameter(ReplicatedLinear(6, 10).weight, torch.zeros(1, 6), 0)
+@pytest.mark.parametrize("layer", [ReplicatedLinear, ColumnParallelLinear, RowParallelLinear])
+@pytest.mark.parametrize("shape", [[1, 6], [10, 7]])
+def test_a_weight_of_another_shape_is_refused(layer, shape):
+    with pytest.raises(ValueError, match=rf"shape \{shape} in the checkpoint, \[10, 6] in the model"):
+        load_parameter(layer(6, 10).weight, torch.zeros(shape), 0)
 
 
 def test_vocab_parallel_embedding_matches_rows():
@@ -54,6 +56,9 @@ def test_vocab_parallel_embedding_matches_rows():
     embedding = VocabParallelEmbedding(num_embeddings=11, embedding_dim=4)
     load_parameter(embedding.weight, rows, 0)
     assert torch.equal(embedding(ids), rows[ids])
+    for shape in ([10, 4], [12, 4], [11, 1]):
+        with pytest.raises(ValueError, match=rf"shape \{shape} in the checkpoint, \[11, 4] in the model"):
+            load_parameter(embedding.weight, torch.zeros(shape), 0)
 
 
 def test_norms_match_float64_and_return_the_input_dtype():

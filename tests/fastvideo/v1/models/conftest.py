@@ -1,6 +1,5 @@
-"""What the parity tests share: fresh seeds, distances, and a reference's weights in one of our models."""
+"""What the parity tests share: distances, and a reference's weights in one of our models."""
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -8,15 +7,6 @@ import torch
 
 from fastvideo.v1.models.base import Model
 from fastvideo.v1.models.loader.weights import assign_weights, parameter_of
-
-
-@pytest.fixture(autouse=True)
-def fresh_seed() -> int:
-    """Every test draws new inputs; the seed is in the captured output of a failure."""
-    seed = int.from_bytes(os.urandom(4), "little")
-    print(f"seed {seed}")
-    torch.manual_seed(seed)
-    return seed
 
 
 @pytest.fixture(autouse=True)

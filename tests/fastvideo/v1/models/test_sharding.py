@@ -97,7 +97,7 @@ def check_loader(checkpoint: str) -> None:
         assert torch.equal(part.full_tensor() if isinstance(part, DTensor) else part, expected), name
     assert local_bytes(model) < 0.7 * local_bytes(whole)
     with pytest.raises(ValueError, match=r"shard_weights.* can only be merged into them: lora_path='anything'"):
-        set_adapter(model, "anything", 1.0)
+        set_adapter(model, "anything", 1.0, torch.device("cpu"))
 
 
 def check_autoencoders(seed: int) -> None:

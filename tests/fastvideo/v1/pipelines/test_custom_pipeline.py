@@ -1,6 +1,7 @@
 """A user's own pipeline, stage and layers, written as the documentation writes them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from fastvideo.v1.pipelines.inputs import IMAGE_INPUT, TEXT_INPUT
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.stages import CLIPTextEncodingStage, InputValidationStage, PipelineStage
-from fastvideo.v1.pipelines.stages.base import run_stage
+from tests.wan_variants import update_json
 
 ARGS = FastVideoArgs(model_path=EMBEDDED_MODEL, device="cpu")
 
@@ -92,7 +93,8 @@ def test_a_pipeline_of_two_stages_encodes_with_a_clip_text_encoder():
 
 def test_a_stage_may_have_fields_of_its_own():
     batch = MyBatch(input_data=torch.randn(2, 3))
-    out = run_stage(MyStage(nn.Linear(3, 4)), batch, ARGS)
+    with set_forward_context():
+        out = MyStage(nn.Linear(3, 4))(batch, ARGS)
     assert out.output_data.shape == (2, 4)
 
 
@@ -182,6 +184,15 @@ def test_a_part_of_a_request_runs_the_stages_that_read_no_more():
 def test_a_stage_that_reads_text_and_image_at_once_is_told_when_planning(image_model, monkeypatch):
     monkeypatch.setattr("tests.image_pipeline.TintEncodingStage.reads", ("prompt", "image"))
     with pytest.raises(ValueError, match=r"tint_encoding_stage reads prompt, image: .* make two stages of it"):
+        describe_pipeline(image_model)
+
+
+def test_a_component_that_nothing_serves_is_told_when_planning(image_model):
+    update_json(Path(image_model) / "model_index.json", text_encoder=["transformers", "MT5EncoderModel"])
+    with pytest.raises(ValueError, match="no model serves 'MT5EncoderModel'"):
+        describe_pipeline(image_model)
+    update_json(Path(image_model) / "model_index.json", text_encoder=[None, None])
+    with pytest.raises(ValueError, match=r"model_index\.json names no text_encoder, which TintedPipeline needs"):
         describe_pipeline(image_model)
 
 

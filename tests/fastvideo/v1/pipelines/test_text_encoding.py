@@ -154,6 +154,28 @@ def test_a_text_has_the_same_bytes_whatever_shares_its_batch(kind, request, prom
             assert torch.equal(embeds, alone[text]), f"{text!r} among {texts}"
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        ("t5", "prompt_embeds"),
+        ("t5", "negative_prompt_embeds"),
+        ("llama", "prompt_embeds"),
+        ("clip", "negative_pooled_prompt_embeds"),
+    ],
+)
+def test_embeddings_that_are_not_finite_are_no_result(kind, field, request):
+    embeds = torch.randn(2, 7, 5)
+    embeds[1, 3, 2] = random.choice([torch.inf, -torch.inf, torch.nan])
+    with pytest.raises(FloatingPointError, match=f"infinite {field}; try text_encoder_precision='float32'"):
+        request.getfixturevalue(f"{kind}_stage").verify_output(ForwardBatch(**{field: embeds}), CPU)
+
+
+def test_an_encoder_that_overflows_half_precision_is_refused_in_it():
+    args = FastVideoArgs(device="cpu", text_encoder_precision="float16")
+    with pytest.raises(ValueError, match="text_encoder cannot be float16: values of UMT5EncoderModel leave its range"):
+        load_component(ModelRepository(EMBEDDED_MODEL), "text_encoder", "UMT5EncoderModel", args)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_text_has_the_same_bytes_on_a_gpu_whatever_shares_its_batch(prompts):

@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastvideo import VideoGenerator
 from fastvideo.v1.fastvideo_args import FastVideoArgs
@@ -36,8 +37,6 @@ def test_frames_are_within_two_of_diffusers(experts, guidance, assert_within_two
         output_type="pt",
     ).frames[0]
     generator = VideoGenerator.from_pretrained(experts, device="cpu")
-    # None would leave the model's own default in place.
-    scales["guidance_scale_2"] = guidance[1] if guidance[1] is not None else guidance[0]
     frames = generator.generate_video(
         PROMPT, **CANVAS, **scales, num_inference_steps=8, seed=seed, negative_prompt=NEGATIVE
     ).frames
@@ -61,15 +60,19 @@ def test_each_expert_does_the_steps_on_its_side_of_the_boundary(experts, monkeyp
     assert seen[2][1] >= 875 > seen[3][1]
 
 
-def test_keeping_one_expert_away_changes_nothing(experts):
-    kwargs = {**CANVAS, "num_inference_steps": 6, "seed": 5}
-    frames = [
-        VideoGenerator.from_pretrained(experts, device="cpu", expert_offload=offload)
-        .generate_video(PROMPT, **kwargs)
-        .frames
-        for offload in (False, True)
-    ]
-    assert torch.equal(*frames)
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_keeping_one_expert_away_changes_nothing_with_and_without_an_adapter(experts, tmp_path):
+    width, name = 40, "transformer.blocks.0.attn1.to_v.lora"
+    pair = {f"{name}_A.weight": torch.randn(4, width), f"{name}_B.weight": torch.randn(width, 4)}
+    save_file(pair, path := str(tmp_path / "adapter.safetensors"))
+    plain, adapted = [], []
+    for offload in (False, True):
+        generator = VideoGenerator.from_pretrained(experts, device="cuda", precision="float32", expert_offload=offload)
+        plain.append(generator.generate_video(PROMPT, **CANVAS, num_inference_steps=6, seed=5).frames)
+        generator.set_lora(path)
+        adapted.append(generator.generate_video(PROMPT, **CANVAS, num_inference_steps=6, seed=5).frames)
+    assert torch.equal(*plain) and torch.equal(*adapted) and not torch.equal(plain[0], adapted[0])
 
 
 def test_offloading_and_eight_bits_exclude_each_other():
@@ -82,6 +85,24 @@ def test_both_experts_and_the_boundary_are_part_of_what_denoises(experts, tiny_w
     assert pipeline.components(Phase.DENOISE) == ("transformer", "scheduler", "transformer_2")
     assert pipeline.settings()[Phase.DENOISE] == {"boundary_ratio": 0.875}
     assert "transformer_2" not in build_pipeline(FastVideoArgs(model_path=tiny_wan), ()).components(Phase.DENOISE)
+
+
+@pytest.mark.parametrize("index", [{"boundary_ratio": 0.9}, {"transformer_2": ["diffusers", "WanTransformer3DModel"]}])
+def test_a_boundary_and_a_second_expert_come_together(variant_of_wan, index):
+    with pytest.raises(ValueError, match=r"index\.json: boundary_ratio=.* and transformer_2=.* must come together"):
+        build_pipeline(FastVideoArgs(model_path=variant_of_wan({}, **index)), ())
+
+
+def test_it_is_said_that_an_adapter_is_for_one_expert(experts, tmp_path, caplog):
+    pair = {"proj_out.lora_A.weight": torch.zeros(2, 40), "proj_out.lora_B.weight": torch.zeros(64, 2)}
+    save_file(pair, path := str(tmp_path / "adapter.safetensors"))
+    line = f"adapter {path} changes the expert of high noise (transformer) alone; transformer_2 stays as it is"
+    generator = VideoGenerator.from_pretrained(experts, device="cpu", lora_path=path)
+    assert caplog.messages.count(line) == 1
+    generator.set_lora(path)
+    assert caplog.messages.count(line) == 2
+    generator.set_lora(None)
+    assert caplog.messages.count(line) == 2
 
 
 def test_a_model_with_one_transformer_refuses_a_second_guidance_scale(tiny_wan):

@@ -1,6 +1,8 @@
 """Wan2.1 I2V, Wan2.2 I2V A14B and Wan2.2 TI2V against diffusers' ``WanImageToVideoPipeline`` and ``WanPipeline``."""
 
 import json
+import shutil
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -11,18 +13,20 @@ from fastvideo import VideoGenerator
 from fastvideo.data import EMBEDDED_MODEL
 from fastvideo.v1.dataset.config import parse_config
 from fastvideo.v1.dataset.layout import latents_path
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.shards import write_shards
-from fastvideo.v1.dataset.state_file import unpack_state
+from fastvideo.v1.dataset.objects.state_file import unpack_state
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.waves.shards import write_shards
 from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.pipelines.describe import describe_pipeline
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.pipelines.phase_state import export_sample, import_sample
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.pipelines.registry import build_pipeline
-from fastvideo.v1.pipelines.stages.image_encoding import to_canvas
+from fastvideo.v1.pipelines.stages.image_encoding import ImageEncodingStage, ImageLatentStage, to_canvas
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs import JobSettings
 from fastvideo.v1.worker.stage_job import run_stage_job
+from tests.wan_variants import update_json
 
 PROMPT, NEGATIVE = "a red circle and a white star", "gray"
 CANVAS = {"height": 32, "width": 64, "num_frames": 9, "num_inference_steps": 4, "guidance_scale": 3.0}
@@ -71,6 +75,13 @@ def test_wan22_experts_without_an_image_encoder_match_diffusers(wan22_i2v, image
     assert_within_two(pipeline.forward(batch_for(pipeline, seed, image)).frames[0], expected)
 
 
+def test_a_model_of_first_and_last_frame_is_refused_when_planning(wan21_i2v, tmp_path):
+    model = Path(shutil.copytree(wan21_i2v, tmp_path / "model"))
+    update_json(model / "transformer/config.json", pos_embed_seq_len=514)
+    with pytest.raises(ValueError, match=r"pos_embed_seq_len=514: a model of first and last frame is not supported"):
+        describe_pipeline(str(model))
+
+
 @pytest.mark.parametrize("with_image", [True, False], ids=["image", "text alone"])
 def test_wan22_ti2v_matches_diffusers(wan22_ti2v, image, assert_within_two, with_image):
     seed = torch.seed() % 2**32
@@ -83,6 +94,28 @@ def test_wan22_ti2v_matches_diffusers(wan22_ti2v, image, assert_within_two, with
     pipeline = build_pipeline(FastVideoArgs(model_path=wan22_ti2v, device="cpu"))
     frames = pipeline.forward(batch_for(pipeline, seed, image if with_image else None)).frames[0]
     assert_within_two(frames, expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "steps", "scales", "canvas"),
+    [
+        ("tiny_wan", 50, (5.0, None), (480, 832, 81, 16)),
+        ("wan21_i2v", 40, (5.0, None), (480, 832, 81, 16)),
+        ("wan22_i2v", 40, (3.5, None), (480, 832, 81, 16)),
+        ("wan22_ti2v", 50, (5.0, None), (704, 1280, 121, 24)),
+    ],
+)
+def test_a_request_that_says_nothing_has_the_steps_and_guidance_of_wans_own_code(model, steps, scales, canvas, request):
+    sampling = build_pipeline(FastVideoArgs(model_path=request.getfixturevalue(model)), ()).sampling_defaults()
+    assert (sampling.num_inference_steps, sampling.guidance_scale, sampling.guidance_scale_2) == (steps, *scales)
+    assert (sampling.height, sampling.width, sampling.num_frames, sampling.fps) == canvas
+    assert sampling.flow_shift is None and sampling.negative_prompt == ""
+
+
+def test_an_image_whose_encoding_is_not_finite_has_no_result():
+    for stage, field in ((ImageEncodingStage(None, None), "image_embeds"), (ImageLatentStage(None), "image_latents")):
+        with pytest.raises(FloatingPointError, match=f"encoding gave NaN or infinite {field}; try"):
+            stage.verify_output(ForwardBatch(**{field: torch.tensor([0.0, torch.nan])}), FastVideoArgs())
 
 
 @pytest.mark.parametrize("model", ["wan21_i2v", "wan22_i2v", "wan22_ti2v"])

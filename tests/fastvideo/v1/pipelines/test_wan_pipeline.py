@@ -117,6 +117,7 @@ def test_a_flow_shift_holds_for_one_request_only():
         ({"steps": 3}, r"'steps' is no sampling parameter"),
         ({"num_inference_steps": 0}, r"num_inference_steps=0 must be a whole number of at least 1"),
         ({"seed": -1}, r"seed=-1 must lie in"),
+        ({"guidance_mode": "embedded"}, r"guidance_mode='embedded' must be 'classifier_free' for this model"),
     ],
 )
 def test_a_bad_request_is_one_clear_line(sampling, message):

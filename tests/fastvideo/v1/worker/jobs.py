@@ -2,12 +2,13 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 from fastvideo.v1.worker.failures import Preempted
-from fastvideo.v1.worker.process import die_with_parent
+from fastvideo.v1.worker.process import AGENT_VARIABLE, die_with_parent
 
 
 def main() -> None:
@@ -27,16 +28,27 @@ def act() -> None:
             print(f'{{"event": "{value}", "rank": {os.environ["RANK"]}}}', flush=True)
         elif name == "say":
             print(value, flush=True)
+        elif name == "holds":
+            open_files = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+            print(f'{{"event": "{value in open_files}", "rank": {os.environ["RANK"]}}}', flush=True)
         elif name == "touch":
             Path(value).touch()
+        elif name == "live":
+            while True:
+                Path(value).touch()
+                time.sleep(0.1)
         elif name == "sleep":
             time.sleep(float(value))
         elif name == "ignore_sigterm":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        elif name == "leave":
+            subprocess.Popen(["sleep", value])
         elif name == "meet":
             meet(Path(value))
         elif name in ("kill", "stop") and os.environ["RANK"] == value:
             os.kill(os.getpid(), signal.SIGKILL if name == "kill" else signal.SIGSTOP)
+        elif name == "ask" and os.environ["RANK"] == value:
+            os.kill(int(os.environ[AGENT_VARIABLE]), signal.SIGTERM)
         elif name == "raise":
             raise _error(value)
 

@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 from fastvideo.v1.dataset.config import RunConfig, parse_config
 from fastvideo.v1.dataset.layout import object_path
-from fastvideo.v1.dataset.ledger import read_ledger
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.shards import write_shards
-from fastvideo.v1.dataset.state_file import unpack_state
+from fastvideo.v1.dataset.objects.state_file import unpack_state
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.progress.ledger import read_ledger
+from fastvideo.v1.dataset.runs.run import Run
+from fastvideo.v1.dataset.waves.shards import write_shards
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker import stage_job

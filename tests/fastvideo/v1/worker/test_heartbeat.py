@@ -1,6 +1,5 @@
 """A process that does nothing for too long is ended, and one that is only slow is not."""
 
-import time
 from threading import Event
 
 import pytest
@@ -8,7 +7,24 @@ import pytest
 from fastvideo.v1.worker import heartbeat
 from fastvideo.v1.worker.heartbeat import Heartbeat
 
-LEAST = 0.2
+LEAST = 0.2  # it is looked at ten times as often
+
+
+class Clock:
+    """One that stands still but for the test."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(heartbeat, "time", clock)
+    return clock
 
 
 @pytest.fixture
@@ -19,24 +35,31 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Event:
     return event
 
 
-def test_too_long_is_twenty_times_the_longest_step(ended: Event) -> None:
+@pytest.mark.parametrize("step, limit", [(3.0, 60.0), (LEAST / 100, LEAST)])
+def test_too_long_is_twenty_times_the_longest_step_and_the_least(
+    clock: Clock, ended: Event, step: float, limit: float
+) -> None:
     with Heartbeat(LEAST) as heart:
         heart.beat()
-        time.sleep(0.05)
+        clock.now += step
         heart.beat()
-        began = time.monotonic()
-        assert not ended.wait(2 * LEAST) and ended.wait(30)
-        assert time.monotonic() - began > 20 * 0.05
+        clock.now += 0.99 * limit
+        assert not ended.wait(2 * LEAST)
+        clock.now += 0.02 * limit
+        assert ended.wait(30)
 
 
-def test_the_first_step_may_take_as_long_as_it_will(ended: Event) -> None:
+def test_the_first_step_may_take_as_long_as_it_will(clock: Clock, ended: Event) -> None:
     with Heartbeat(LEAST) as heart:
         heart.beat()
-        assert not ended.wait(3 * LEAST)
+        clock.now += 10_000
+        assert not ended.wait(2 * LEAST)
 
 
-def test_nothing_is_watched_after_the_end(ended: Event) -> None:
+def test_nothing_is_watched_after_the_end(clock: Clock, ended: Event) -> None:
     with Heartbeat(LEAST) as heart:
         for _ in range(2):
             heart.beat()
-    assert not ended.wait(3 * LEAST)
+            clock.now += LEAST / 100
+    clock.now += 10_000
+    assert not ended.wait(2 * LEAST)

@@ -10,17 +10,17 @@ import pytest
 from PIL import Image
 
 from fastvideo.v1.dataset.config import RunConfig, parse_config
-from fastvideo.v1.dataset.failures import read_failures
 from fastvideo.v1.dataset.layout import image_path, input_path, latents_path
-from fastvideo.v1.dataset.ledger import read_ledger
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.publish import publish
-from fastvideo.v1.dataset.published_rows import published_rows
-from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.sample import image_input_id
-from fastvideo.v1.dataset.scan import scan
-from fastvideo.v1.dataset.shards import write_shards
-from fastvideo.v1.dataset.state_file import unpack_state
+from fastvideo.v1.dataset.objects.state_file import unpack_state
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.progress.failures import read_failures
+from fastvideo.v1.dataset.progress.ledger import read_ledger
+from fastvideo.v1.dataset.progress.scan import scan
+from fastvideo.v1.dataset.publishing.publish import publish
+from fastvideo.v1.dataset.publishing.published_rows import published_rows
+from fastvideo.v1.dataset.runs.run import Run
+from fastvideo.v1.dataset.runs.sample import image_input_id
+from fastvideo.v1.dataset.waves.shards import write_shards
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker.gpu_worker import GPUWorker

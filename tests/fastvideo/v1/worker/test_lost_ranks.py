@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.dataset.scan import scan
+from fastvideo.v1.dataset.progress.scan import scan
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker.failures import Cause
 from tests.fastvideo.v1.worker.faulty_stage_job import fault

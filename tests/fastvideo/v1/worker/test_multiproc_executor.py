@@ -4,10 +4,12 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -18,7 +20,9 @@ from safetensors.torch import save_file
 from fastvideo import VideoGenerator
 from fastvideo.data import EMBEDDED_MODEL
 from fastvideo.v1.fastvideo_args import FastVideoArgs
+from fastvideo.v1.forward_context import ForwardContext
 from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.v1.worker import multiproc_executor
 from fastvideo.v1.worker.multiproc_executor import MultiProcExecutor, WorkerFailed
 
 pytestmark = pytest.mark.slow
@@ -95,6 +99,28 @@ def test_bad_input_reloads_nothing_and_a_rank_that_was_stopped_ends_the_call():
         assert not any(process.is_running() for process in processes)
 
 
+@pytest.mark.parametrize("timeout", [None, 0.6])
+def test_a_worker_that_is_stopped_in_the_middle_of_its_answer_is_not_waited_for(timeout):
+    """It has said how long the answer is, and a part of it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        script = r"printf '\000\377\377\377a part'; kill -STOP $$"
+        process = subprocess.Popen(["/bin/sh", "-c", script], stdout=theirs)
+    control, heard = Connection(ours.detach()), multiproc_executor.Heard()
+    listener = multiproc_executor._listen(0, control, heard)
+    worker = multiproc_executor._Worker(0, process, control, -1, listener)
+    answers = multiproc_executor._Answers([worker], heard, 0.2 if timeout is None else 60.0, None)
+    try:
+        failure = answers.collect(timeout)
+    finally:
+        process.kill()
+        process.wait()
+    listener.join()
+    control.close()
+    expected = "rank 0 has been stopped for 0.2 s" if timeout is None else "no answer of rank 0 within 0.6 s"
+    assert expected in str(failure) and heard.get_nowait() == (0, None)
+
+
 def held() -> set[str]:
     """The sockets and the shared memory of this process."""
     names = set()
@@ -121,12 +147,27 @@ def test_workers_lost_between_two_calls_come_back_with_their_adapter_and_shutdow
     with pytest.raises(TimeoutError, match=r"no answer of rank 0 within 0\.1 s"):
         executor.collective_rpc("sampling_defaults", timeout=0.1)
     assert not workers_of(os.getpid())
-    batch_of(executor, "a tree")
-    (process,) = workers_of(os.getpid())
-    executor.shutdown()
-    assert not process.is_running() and held() <= before
+    check_calls_from_within_a_call(executor)
+    assert not workers_of(os.getpid()) and held() <= before
     with pytest.raises(RuntimeError, match="was shut down; make another"):
         batch_of(executor, "a tree")
+
+
+def check_calls_from_within_a_call(executor: MultiProcExecutor) -> None:
+    """The last of them, a shutdown, ends the call that it comes into the midst of."""
+    seen: list[RuntimeError] = []
+
+    def on_step(state: ForwardBatch) -> None:
+        if state.step_index == 1:
+            with pytest.raises(RuntimeError, match="no call from within another") as raised:
+                executor.collective_rpc("sampling_defaults")
+            seen.append(raised.value)
+        else:
+            executor.shutdown()
+
+    with pytest.raises(RuntimeError, match="was shut down in the midst of the call"):
+        executor.execute_forward(batch_of(executor, "a tree"), ForwardContext(on_step=on_step))
+    assert len(seen) == 1
 
 
 def write_adapter(folder: Path) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fastvideo.v1.dataset.failures import read_failures
-from fastvideo.v1.dataset.phase_layouts import with_layout
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.scan import scan
-from fastvideo.v1.dataset.shards import layout_of, read_shard, write_shards
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.progress.failures import read_failures
+from fastvideo.v1.dataset.progress.ledger import read_ledger
+from fastvideo.v1.dataset.progress.scan import scan
+from fastvideo.v1.dataset.runs.phase_layouts import with_layout
+from fastvideo.v1.dataset.waves.shards import layout_of, read_shard, write_shards
 from fastvideo.v1.distributed.choice import START_SECONDS, LayoutChoice, Tail
 from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.fastvideo_args import FastVideoArgs
@@ -76,6 +77,9 @@ def test_the_last_sample_is_spread_over_the_ranks_that_others_left_idle(tmp_path
     made = latents(run)
     assert all(made[id] == alone[id] for id in side_by_side), "equal to the byte in the layout of all"
     assert error(made, alone) < TOLERANCE, "elsewhere within tolerance"
+    ledger = read_ledger(run, Phase.DENOISE)
+    made_on = dict(zip(ledger["id"].to_pylist(), ledger["device"].to_pylist(), strict=True))
+    assert made_on == dict.fromkeys(side_by_side, "cpu (SDPA)") | dict.fromkeys(spread, "cpu (SDPA, cfg=2)")
 
 
 def test_videos_are_written_by_one_rank(tmp_path, encoded):
@@ -128,6 +132,14 @@ def test_a_rank_that_raises_while_the_other_waits_in_a_collective_ends_the_job(t
         assert "faulty_stage_job" in raised, "the traceback of the rank where it was"
     assert [event["rank"] for event in job.named("step") if event["step"] == 1] == [0, 1], "it is not tried again"
     assert not read_failures(job.run, Phase.DENOISE) and scan(job.run)[Phase.DENOISE].missing == 3
+    assert len(job.named("blamed")) == (error == "ValueError"), "a rank that is alone in it may have lost another"
+
+
+def test_a_sample_that_ends_the_job_on_all_ranks_is_told_of(tmp_path, encoded):
+    faults = [fault(rank, PROMPTS[0], "RuntimeError") for rank in (0, 1)]
+    job = run_in_step(make_config(tmp_path, encoded), LAYOUTS["cfg"], faults)
+    assert job.errors == ["RuntimeError: a fault"] * 2
+    assert len({event["id"] for event in job.named("blamed")}) == 1
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fastvideo.v1.dataset.config import parse_config
 from fastvideo.v1.dataset.layout import input_path, latents_path, video_path
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.shards import write_shards
-from fastvideo.v1.dataset.state_file import pack_state, unpack_state
-from fastvideo.v1.dataset.video import VideoWriter, iter_frames
+from fastvideo.v1.dataset.objects.state_file import pack_state, unpack_state
+from fastvideo.v1.dataset.objects.video import VideoWriter, iter_frames
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.runs.run import Run
+from fastvideo.v1.dataset.waves.shards import write_shards
 from fastvideo.v1.fastvideo_args import FastVideoArgs
 from fastvideo.v1.pipelines.phase import Phase
+from fastvideo.v1.worker import reproduce as reproduce_module
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs import JobSettings
 from fastvideo.v1.worker.reproduce import NOT_STORED, Reproduction, reproduce
@@ -80,6 +82,16 @@ def test_another_result_is_told_by_how_far_it_is(run: Run) -> None:
     elsewhere = replace(made, comparisons=(prompt, denoise, decode))
     assert elsewhere.is_reproduced() and not elsewhere.is_reproduced(lowest_psnr=60.0)
     assert not replace(elsewhere, differences=()).is_reproduced(), "there it has to be equal to the byte"
+
+
+def test_another_backend_or_layout_is_a_difference_where_the_ledger_tells_of_it(run: Run, monkeypatch) -> None:
+    id, here = ids(run)[0], "cpu (SDPA)"
+    assert not list(reproduce_module._differences(run, id, here))
+    for device, differs in {"cpu": False, "cpu (SDPA, ulysses=2)": True, "cpu (FlashAttention)": True}.items():
+        ledger = pa.table({"id": [id], "device": [device]})
+        monkeypatch.setattr(reproduce_module, "read_ledger", lambda run, phase, ledger=ledger: ledger)
+        expected = [f"made on {device}, here on {here}"] if differs else []
+        assert list(reproduce_module._differences(run, id, here)) == expected
 
 
 def test_what_cannot_be_made_again_is_said(run: Run, tiny_wan: str) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from fastvideo.v1.dataset.config import RunConfig, parse_config
-from fastvideo.v1.dataset.planning import plan_run
-from fastvideo.v1.dataset.run import Run
-from fastvideo.v1.dataset.shards import write_shards
-from fastvideo.v1.dataset.store import Store
+from fastvideo.v1.dataset.objects.store import Store
+from fastvideo.v1.dataset.plan.planning import plan_run
+from fastvideo.v1.dataset.runs.run import Run
+from fastvideo.v1.dataset.waves.shards import write_shards
 from fastvideo.v1.pipelines.phase import Phase
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs import JobSettings

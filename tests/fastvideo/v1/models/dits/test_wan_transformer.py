@@ -65,7 +65,6 @@ FULL_SIZES = {
     "1.3B": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     "14B": {},
     "I2V 14B": {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
-    "FLF2V 14B": {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120, "pos_embed_seq_len": 514},
     "TI2V 5B": {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48},
 }
 
@@ -84,10 +83,10 @@ def test_full_size_checkpoint_has_every_parameter_and_no_other(sizes):
 
 
 class TestImageConditioning:
-    """Three image tokens a picture, of width 28; a model for first and last frame has two pictures."""
+    """Three image tokens, of width 28."""
 
-    @pytest.fixture(params=[None, 6], ids=["first frame", "first and last frame"])
-    def models(self, request, load_weights) -> tuple[WanTransformer3DModel, diffusers.WanTransformer3DModel]:
+    @pytest.fixture
+    def models(self, load_weights) -> tuple[WanTransformer3DModel, diffusers.WanTransformer3DModel]:
         reference = diffusers.WanTransformer3DModel(
             num_attention_heads=2,
             attention_head_dim=20,
@@ -98,7 +97,6 @@ class TestImageConditioning:
             in_channels=36,
             image_dim=28,
             added_kv_proj_dim=40,
-            pos_embed_seq_len=request.param,
         ).eval()
         for parameter in reference.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)
@@ -107,22 +105,20 @@ class TestImageConditioning:
         load_weights(ours, reference.state_dict() | {"blocks.0.attn2.norm_added_q.weight": torch.zeros(40)})
         return ours, reference
 
-    def inputs(self, b: int, pictures: int):
+    def inputs(self, b: int):
         # The reference cuts image from text tokens by the length of Wan's texts, 512.
         latents, text, timestep = random_inputs(40, b, 3, 4, 6, num_text=512)
-        return torch.cat((latents, torch.randn(b, 20, 3, 4, 6)), 1), text, timestep, torch.randn(b, 3 * pictures, 28)
+        return torch.cat((latents, torch.randn(b, 20, 3, 4, 6)), 1), text, timestep, torch.randn(b, 3, 28)
 
     @pytest.mark.parametrize("b", [1, 2])
     def test_forward_matches_diffusers(self, models, max_error, b):
         ours, reference = models
-        pictures = 1 if reference.config.pos_embed_seq_len is None else 2
-        latents, text, timestep, image = self.inputs(b, pictures)
-        expected = reference(latents, timestep, text, image.reshape(pictures * b, 3, 28), return_dict=False)[0]
+        latents, text, timestep, image = self.inputs(b)
+        expected = reference(latents, timestep, text, image, return_dict=False)[0]
         assert max_error(ours(latents, text, timestep, image), expected) < TOLERANCE
 
     def test_bfloat16_error_is_at_most_that_of_diffusers(self, models, rms_error):
         ours, reference = models
-        pictures = 1 if reference.config.pos_embed_seq_len is None else 2
         low = diffusers.WanTransformer3DModel.from_config(reference.config).eval()
         low.load_state_dict(reference.state_dict())
         low.to(torch.bfloat16)
@@ -133,18 +129,15 @@ class TestImageConditioning:
             if not any(part in name.split(".") for part in ours.float32_modules):
                 parameter.data = parameter.data.bfloat16()
         errors: dict[str, list[float]] = {"ours": [], "diffusers": []}
-        for _ in range(8):
-            latents, text, timestep, image = (
-                x.bfloat16() if x.is_floating_point() else x for x in self.inputs(1, pictures)
-            )
-            split = image.reshape(pictures, 3, 28)
-            exact = reference(latents.float(), timestep, text.float(), split.float(), return_dict=False)[0]
+        for _ in range(32):
+            latents, text, timestep, image = (x.bfloat16() if x.is_floating_point() else x for x in self.inputs(1))
+            exact = reference(latents.float(), timestep, text.float(), image.float(), return_dict=False)[0]
             errors["ours"].append(rms_error(ours(latents, text, timestep, image), exact))
-            errors["diffusers"].append(rms_error(low(latents, timestep, text, split, return_dict=False)[0], exact))
+            errors["diffusers"].append(rms_error(low(latents, timestep, text, image, return_dict=False)[0], exact))
         assert statistics.median(errors["ours"]) <= 1.1 * statistics.median(errors["diffusers"])
 
     def test_an_image_is_asked_for(self, models):
-        latents, text, timestep, _ = self.inputs(1, 1)
+        latents, text, timestep, _ = self.inputs(1)
         with pytest.raises(AssertionError, match="image_dim"):
             models[0](latents, text, timestep)
 

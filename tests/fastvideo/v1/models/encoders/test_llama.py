@@ -5,6 +5,7 @@ import statistics
 import pytest
 import torch
 import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from fastvideo.v1.distributed import ParallelGroup
 from fastvideo.v1.layers import linear, vocab_parallel_embedding
@@ -22,9 +23,23 @@ TINY = {
 }
 
 
+class ExactRotary(LlamaRotaryEmbedding):
+    """The reference's tables from angles in float64, as ours are.
+
+    Its own angles are float32 products: off by 1e-5 at position 300, which four layers of wide weights can make 2e-4.
+    """
+
+    def forward(self, x, position_ids):
+        exponents = torch.arange(len(self.inv_freq), dtype=torch.float64) / len(self.inv_freq)
+        frequencies = self.config.rope_parameters["rope_theta"] ** -exponents
+        angles = (position_ids.double()[..., None] * frequencies).repeat(1, 1, 2)
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
 def make_reference(**settings) -> transformers.LlamaModel:
     # Wide weights: attention that is far from even, so that positions matter.
     model = transformers.LlamaModel(transformers.LlamaConfig(**TINY, initializer_range=0.3, **settings))
+    model.rotary_emb = ExactRotary(model.config)
     for name, parameter in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
             parameter.data += 0.3 * torch.randn_like(parameter)

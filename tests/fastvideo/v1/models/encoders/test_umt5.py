@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from fastvideo.data import EMBEDDED_MODEL
 from fastvideo.v1.distributed import ParallelGroup
 from fastvideo.v1.layers import linear, vocab_parallel_embedding
+from fastvideo.v1.layers.weight_loading import load_parameter
 from fastvideo.v1.models.encoders import umt5
 from fastvideo.v1.models.encoders.umt5 import UMT5Config, UMT5EncoderModel
 
@@ -113,6 +114,13 @@ def test_each_rank_loads_its_own_heads(reference, encoder, load_weights, monkeyp
     assert torch.equal(torch.cat(biases, dim=1), whole.relative_attention_bias.weight)
     queries = [shard.qkv.weight.chunk(3)[0] for shard in shards]
     assert torch.equal(torch.cat(queries), whole.qkv.weight.chunk(3)[0])
+
+
+@pytest.mark.parametrize("shape", [[1, 4], [32, 1], [32, 8]])
+def test_a_position_bias_of_another_shape_is_refused(shape):
+    bias = umt5.RelativePositionBias(num_buckets=32, num_heads=4)
+    with pytest.raises(ValueError, match=rf"shape \{shape} in the checkpoint, \[32, 4] in the model"):
+        load_parameter(bias.weight, torch.zeros(shape), 0)
 
 
 def test_a_feed_forward_that_is_not_gated_is_refused():

@@ -57,11 +57,12 @@ def test_encode_matches_diffusers(vae, reference, max_error, b, t, h, w):
     assert max_error(logvar, posterior.logvar) < TOLERANCE
 
 
-# Float32 on a GPU is held to the same limit as on a CPU, bfloat16 to the reference's own error.
+# Float32 on a GPU is held to the same limit as on a CPU; bfloat16 to the reference's own error, over so many inputs
+# that chance moves the quotient of the two by 2%.
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_is_as_exact_as_diffusers(vae, reference, rms_error, device, dtype):
-    raw, video = torch.randn(4, 48, 2, 2, 2), torch.rand(4, 3, 5, 64, 64) * 2 - 1
+    raw, video = torch.randn(24, 48, 2, 2, 2), torch.rand(12, 3, 5, 48, 48) * 2 - 1
     frames, mean = reference.decode(raw).sample, reference.encode(video).latent_dist.mode()
     vae.to(device, dtype)
     reference.to(device, dtype)
@@ -79,7 +80,7 @@ def test_decode_stream_yields_one_frame_then_four_and_joins_to_decode(vae):
     latents = torch.randn(1, 48, 3, 2, 2)
     chunks = list(vae.decode_stream(latents))
     assert [chunk.shape for chunk in chunks] == [(1, 3, frames, 32, 32) for frames in (1, 4, 4)]
-    assert torch.equal(torch.cat(chunks, dim=2), vae.decode(latents))
+    assert torch.equal(torch.cat(chunks, dim=2).clamp(-1, 1), vae.decode(latents))
 
 
 def test_tiled_decode_matches_diffusers(vae, reference, max_error):
@@ -87,6 +88,18 @@ def test_tiled_decode_matches_diffusers(vae, reference, max_error):
     reference.enable_tiling()
     vae.use_tiling = True
     assert max_error(vae.decode(vae.normalize(raw)), reference.decode(raw).sample) < TOLERANCE
+
+
+# Of 208 patches a side are two tiles, though they would fit in one; of 192 one; and of 128 none.
+@pytest.mark.parametrize(("h", "w"), [(32, 416), (416, 32), (32, 384), (32, 256)])
+def test_tiled_encode_matches_diffusers(vae, reference, max_error, h, w):
+    video = torch.rand(1, 3, 1, h, w) * 2 - 1
+    whole = reference.encode(video).latent_dist.mode()
+    reference.enable_tiling()
+    vae.use_tiling = True
+    expected = reference.encode(video).latent_dist.mode()
+    assert max_error(vae.encode_moments(video)[0], expected) < TOLERANCE
+    assert torch.equal(expected, whole) == (max(h, w) <= 384), "the sizes are on both sides of where tiles begin"
 
 
 @pytest.mark.parametrize(("channels", "out", "temporal"), [(4, 4, 2), (4, 8, 2), (4, 8, 1), (6, 6, 1)])
