@@ -25,21 +25,20 @@ class FrameCache:
         """What ``conv`` is to read: ``[b c num_past+t h w]`` for new frames of ``shape``, and the view they are
         written to.
 
-        The frames of the past are in place, zeros where there were none. The caller fills the view before it convolves;
-        the last ``num_past`` frames are then the next chunk's past, kept as a view.
+        The frames of the past are in place, zeros where there were none. The caller fills the view, then lets the
+        cache ``keep`` the window.
         """
         b, c, t, h, w = shape
         frames = like.new_empty(b, conv.num_past + t, h, w, c).movedim(-1, 1)
-        past = self._past.get(conv)
+        past = self._past.pop(conv, None)
         if past is None:
             frames[:, :, : conv.num_past].zero_()
         else:
             frames[:, :, : conv.num_past].copy_(past)
-        self._past[conv] = frames[:, :, t:]
         return frames, frames[:, :, conv.num_past :]
 
     def keep(self, conv: "CausalConv3d", x: torch.Tensor) -> None:
-        """Makes the last frames of ``x`` the past of ``conv``, without a convolution."""
+        """Makes the last frames of ``x`` the past of ``conv``: a copy, since a view would hold all of ``x``."""
         self._past[conv] = x[:, :, -conv.num_past :].clone()
 
     def end_chunk(self) -> None:
@@ -69,4 +68,5 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x: torch.Tensor, cache: FrameCache) -> torch.Tensor:  # type: ignore[override]
         frames, new = cache.window(self, x.shape, x)
         new.copy_(x)
+        cache.keep(self, frames)
         return convolve(self, frames, self.bias)

@@ -40,6 +40,7 @@ def norm_silu_conv(
         norm_silu(x, bias, norm.gamma, new, norm.EPS)
     else:
         new.copy_(F.silu(norm(x if bias is None else x + bias.view(-1, 1, 1, 1)), inplace=True))
+    cache.keep(conv, frames)
     return convolve(conv, frames, None)
 
 
