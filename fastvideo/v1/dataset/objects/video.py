@@ -1,5 +1,6 @@
 """Writing and probing video files with PyAV, frames streamed."""
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from fastvideo.v1.dataset.config import VideoConfig
 
 _BT709 = 1
 _ENCODERS = {"h264": "libx264"}  # not x265: the one in PyAV 18 corrupts the heap for frames of 48x32
+# A file depends on its encoder's threads, which would be as many as the host has cores.
+_THREADS = 4
+# x264's AVX-512 kernels read memory that nobody wrote, and videos then differ from one time to the next.
+_INSTRUCTIONS = {"x264-params": "asm=SSE4.2"} if platform.machine() in ("x86_64", "AMD64") else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,8 @@ class VideoInfo:
 class VideoWriter:
     """An mp4 in the making, yuv420p and BT.709, its index at the front so that browsers start at once.
 
-    The file at ``path`` is whole only after the ``with`` block ended well; sides must be even.
+    Equal frames make equal bytes, whatever the host, by one version of PyAV. The file at ``path`` is whole only after
+    the ``with`` block ended well; sides must be even.
     """
 
     def __init__(self, path: str | Path, width: int, height: int, fps: int, config: VideoConfig) -> None:
@@ -43,9 +49,10 @@ class VideoWriter:
         assert isinstance(stream, av.VideoStream), "a video encoder makes a video stream"
         self._stream = stream
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.options = {"crf": str(config.crf), "preset": config.preset}
-        self._stream.time_base = Fraction(1, fps)
+        self._stream.options = {"crf": str(config.crf), "preset": config.preset, **_INSTRUCTIONS}
+        self._time_base = self._stream.time_base = Fraction(1, fps)  # the stream's is another once the file has begun
         context = self._stream.codec_context
+        context.thread_count = _THREADS
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = 1  # limited, as video has it
         self._shape = (height, width, 3)
@@ -58,7 +65,7 @@ class VideoWriter:
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
-            frame.pts, frame.time_base = self._num_frames, self._stream.time_base
+            frame.pts, frame.time_base = self._num_frames, self._time_base
             self._num_frames += 1
             self._container.mux(self._stream.encode(frame))
 

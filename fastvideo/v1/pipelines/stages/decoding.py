@@ -16,6 +16,7 @@ class DecodingStage(PipelineStage):
     """The VAE's frames, as they come, to the context's ``on_frames``; without it, all of them to ``batch.frames``."""
 
     phase = Phase.DECODE
+    version = 2  # the encoder's threads and instructions are not the host's any more
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae

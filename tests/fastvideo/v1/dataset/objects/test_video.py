@@ -1,5 +1,8 @@
 """Videos are written in chunks and play; quality numbers mean what they say."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -18,7 +21,10 @@ def moving_square(num_frames: int, height: int, width: int) -> np.ndarray:
     return frames
 
 
-@pytest.mark.parametrize(("num_frames", "height", "width", "fps"), [(17, 64, 64, 8), (1, 48, 80, 16), (5, 32, 34, 24)])
+@pytest.mark.parametrize(
+    ("num_frames", "height", "width", "fps"),
+    [(17, 64, 64, 8), (1, 48, 80, 16), (5, 32, 34, 24), (97, 64, 128, 16)],
+)
 def test_a_written_video_has_its_size_frames_rate_and_colours(
     tmp_path: Path, num_frames: int, height: int, width: int, fps: int
 ) -> None:
@@ -35,6 +41,37 @@ def test_a_written_video_has_its_size_frames_rate_and_colours(
     with av.open(str(path)) as container:
         context = container.streams.video[0].codec_context
         assert (context.pix_fmt, int(context.colorspace)) == ("yuv420p", 1)
+
+
+def test_equal_frames_make_equal_bytes_whatever_lay_in_memory() -> None:
+    code = """if True:
+        import hashlib, pathlib, sys, tempfile
+        import numpy as np
+        from fastvideo.v1.dataset.config import VideoConfig
+        from fastvideo.v1.dataset.objects.video import VideoWriter
+        rows, columns, number = np.ogrid[:64, :64, :17]
+        wave = 90 * np.sin(columns / 23 + number / 7) + 30 * np.cos((rows + 0.3 * columns) / 11 - number / 5)
+        noise = np.random.default_rng(0).normal(0, 4, (64, 64))
+        wave += np.stack([np.roll(noise, 2 * i, 1) for i in range(17)], axis=-1)
+        frames = (128 + wave).clip(0, 255).astype(np.uint8).transpose(2, 0, 1)[..., None].repeat(3, axis=-1)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "x.mp4")
+            with VideoWriter(path, 64, 64, 16, VideoConfig()) as writer:
+                for chunk in np.split(frames, [1, 5, 9, 13]):
+                    writer.write(chunk)
+            print(hashlib.sha256(path.read_bytes()).hexdigest())
+    """
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "MALLOC_PERTURB_": str(fill)},  # glibc fills what it hands out
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for fill in (0, 85, 170)
+    }
+    assert len(digests) == 1
 
 
 def test_a_lower_crf_is_closer_and_larger(tmp_path: Path) -> None:
