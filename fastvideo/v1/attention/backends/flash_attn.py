@@ -3,10 +3,12 @@
 The kernel stands behind a custom operator, so that ``torch.compile`` keeps the block around it in one graph.
 """
 
+import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -19,6 +21,7 @@ _VERSIONS = {
     2: (("flash_attn",), (8, 0)),
 }
 Kernel = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+_ALLOCATION = re.compile(r'"aten::(new_)?(empty|zeros)')
 
 
 @cache
@@ -30,8 +33,25 @@ def find_kernel(version: int) -> Kernel | None:
             continue
         kernel: Kernel | None = getattr(import_module(module), "flash_attn_func", None)
         if kernel is not None:
-            return kernel
+            return _with_memory_errors(kernel)
     return None
+
+
+def _with_memory_errors(kernel: Kernel) -> Kernel:
+    """``kernel`` that raises ``OutOfMemoryError`` for lack of memory: version 3 tells which of PyTorch's calls failed,
+    and not why.
+    """
+
+    @wraps(kernel)
+    def call(*args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        try:
+            return kernel(*args, **kwargs)
+        except RuntimeError as error:
+            if _ALLOCATION.search(str(error)):
+                raise torch.OutOfMemoryError(f"no memory for FlashAttention's output: {error}") from error
+            raise
+
+    return call
 
 
 @cache

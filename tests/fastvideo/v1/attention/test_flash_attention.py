@@ -32,3 +32,14 @@ def test_a_packed_projection_needs_no_copy():
     layer = LocalAttention(3, 64)
     packed = layer(query, key, value)
     assert torch.equal(packed, layer(query.contiguous(), key.contiguous(), value.contiguous()))
+
+
+def test_lack_of_memory_is_told_as_such():
+    heads = torch.randn(1, 2**16, 64, 128, device="cuda", dtype=torch.bfloat16)
+    spare = heads.nbytes // 2
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + spare) / torch.cuda.mem_get_info()[1])
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            LocalAttention(64, 128)(heads, heads, heads)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
