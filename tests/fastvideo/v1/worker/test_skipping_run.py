@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from fastvideo.v1.dataset.config import RunConfig, parse_config
-from fastvideo.v1.dataset.objects.store import Store
 from fastvideo.v1.dataset.plan.planning import plan_run
 from fastvideo.v1.dataset.runs.run import Run
+from fastvideo.v1.dataset.runs.sample import Sample
 from fastvideo.v1.dataset.waves.shards import write_shards
 from fastvideo.v1.pipelines.phase import Phase
+from fastvideo.v1.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.v1.worker.gpu_worker import GPUWorker
 from fastvideo.v1.worker.phase_jobs import JobSettings
+from fastvideo.v1.worker.phase_jobs.denoise import DenoiseJob
 from fastvideo.v1.worker.stage_job import engine_settings, run_stage_job
 
 
@@ -58,14 +60,16 @@ def test_a_killed_loop_goes_on_bit_for_bit(tmp_path, monkeypatch):
     undisturbed = run_phases(make_config(tmp_path / "whole", **engine), Phase.ENCODE, Phase.DENOISE)
     config = make_config(tmp_path / "killed", **engine)
     run_phases(config, Phase.ENCODE)
-    overwrite = Store.overwrite
+    after_step = DenoiseJob._after_step
 
-    def die_after(self: Store, path: str, data: bytes) -> None:
-        overwrite(self, path, data)
-        raise KeyboardInterrupt
+    def die_once_saved(job: DenoiseJob, item: Sample, batch: ForwardBatch) -> None:
+        after_step(job, item, batch)
+        for save in job._saves:
+            save.result()
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Store, "overwrite", die_after)
+        patch.setattr(DenoiseJob, "_after_step", die_once_saved)
         run_phases(config, Phase.DENOISE)
     assert list((tmp_path / "killed").rglob("*.step.safetensors"))
     run = run_phases(config, Phase.DENOISE)
