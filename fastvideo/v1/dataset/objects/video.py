@@ -19,7 +19,7 @@ from fastvideo.v1.dataset.config import VideoConfig
 _BT709 = 1
 _ENCODERS = {"h264": "libx264"}  # not x265: the one in PyAV 18 corrupts the heap for frames of 48x32
 # A file depends on its encoder's threads, which would be as many as the host has cores.
-_THREADS = 4
+_THREADS = 8
 # x264's AVX-512 kernels read memory that nobody wrote, and videos then differ from one time to the next.
 _INSTRUCTIONS = {"x264-params": "asm=SSE4.2"} if platform.machine() in ("x86_64", "AMD64") else {}
 
