@@ -53,7 +53,7 @@ class WaveWatch:
         self._show(told)
         if self._is_over_budget(told):
             return WaveEnd.OVER_BUDGET
-        with _through_outages():
+        with _going_on():
             if not shard_paths(self._run, self._wave):
                 return WaveEnd.CLOSED
             write_report(self._run, self._wave, told)
@@ -72,7 +72,7 @@ class WaveWatch:
         told = replace(told, is_over_budget=is_over)
         self._show(told)
         if end is not WaveEnd.CLOSED:
-            with _through_outages():
+            with _going_on():
                 write_report(self._run, self._wave, told)
                 self._show_sheet()
         return told
@@ -101,11 +101,11 @@ class WaveWatch:
 
 
 @contextmanager
-def _through_outages() -> Iterator[None]:
-    """The work of a wave does not need what is left or shown here."""
+def _going_on() -> Iterator[None]:
+    """The work of a wave does not need what is left or shown here: the store may be away, the wave closed by others."""
     try:
         yield
-    except StoreUnavailable as error:
+    except (StoreUnavailable, FileNotFoundError) as error:
         get_run_logger().warning("%s; the wave goes on", error)
 
 

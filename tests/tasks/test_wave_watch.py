@@ -34,3 +34,17 @@ def test_an_outage_of_the_store_ends_no_wave(make_config, monkeypatch, caplog):
     assert not read_reports(run, "w")
     monkeypatch.setattr(wave_watch, "write_report", write_report)
     assert [watch.finish(WaveEnd.DONE)] == read_reports(run, "w")
+
+
+def test_a_wave_that_another_run_closes_at_its_end_ends_well(make_config, monkeypatch, caplog):
+    config = make_config('{"prompt": "a red ball"}')
+    run = plan_run(config).run
+    path = "runs/x/waves/w/decode-0000.parquet"
+    shard = WaveShard(name="decode-0000", phase=Phase.DECODE, path=path, count=1, needs=(), layout=ParallelLayout())
+    monkeypatch.setattr(wave_watch, "LiveArtifact", Artifact)
+    monkeypatch.setattr(wave_watch, "get_run_logger", lambda: logging.getLogger("wave"))
+    board = WaveBoard([shard])
+    watch = WaveWatch(config, run.name, "w", board)
+    board.newest_videos.append((path, "an id"))
+    watch.finish(WaveEnd.DONE)
+    assert caplog.messages and "no such object" in caplog.messages[0]

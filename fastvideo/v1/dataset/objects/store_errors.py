@@ -1,8 +1,11 @@
 """Every store's way of failing, folded into three answers: exists, unavailable, misconfigured."""
 
 import errno
+import os
 from datetime import UTC, datetime
 from typing import Any
+
+from fastvideo.v1.shown_text import without_secrets
 
 
 class StoreUnavailable(OSError):
@@ -16,8 +19,9 @@ class StoreMisconfigured(ValueError):
 _NO_BUCKET = {"NoSuchBucket", "InvalidBucketName"}
 _NO_ACCESS = {
     "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
-    "AuthorizationHeaderMalformed", "TokenRefreshRequired", "403", "Forbidden",
+    "AuthorizationHeaderMalformed", "TokenRefreshRequired",
 }  # fmt: skip
+_REFUSED = {"403", "Forbidden"}  # without a reason: the answer to a request for the head of an object has no body
 _WRONG_CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MISSING = {"NoSuchKey", "404", "NotFound"}
@@ -46,6 +50,11 @@ def translate(error: Exception, where: str) -> Exception:
             f"{where}: access refused ({code or 'no credentials found'}); "
             "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, and the rights of that key"
         )
+    if code in _REFUSED:
+        return StoreMisconfigured(
+            f"{where}: access refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, "
+            f"the rights of that key, and this host's clock, which is at {_now()}"
+        )
     if code is not None and code.startswith("4") and code not in {"408", "409", "429"}:
         return StoreMisconfigured(f"{where}: the server refused the request ({code})")
     if code is None and isinstance(error, OSError) and error.errno in _LOCAL_MISCONFIGURED:
@@ -53,7 +62,15 @@ def translate(error: Exception, where: str) -> Exception:
     if code is None and isinstance(error, OSError) and error.errno in _FULL:
         return StoreUnavailable(f"{where}: the disk is full ({error.strerror}); make room, what is made so far is kept")
     reason = code or (error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__)
-    return StoreUnavailable(f"{where}: the store is unavailable ({reason})")
+    return StoreUnavailable(f"{where}: the store is unavailable ({reason}){_mend(where)}")
+
+
+def _mend(where: str) -> str:
+    """Of a server whose address the environment gives: it may not run, or not there."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint is None or not where.startswith(("s3://", "s3a://")):
+        return ""
+    return f"; see that it runs at AWS_ENDPOINT_URL={without_secrets(endpoint)}"
 
 
 def _now() -> str:

@@ -30,7 +30,10 @@ class WaveShard:
 def read_wave(run: Run, wave: str) -> list[WaveShard]:
     """The shards of a wave by phase and number; none once it is closed."""
     paths = shard_paths(run, wave)
-    tables = {name: read_shard(run, path) for name, path in paths.items()}
+    try:
+        tables = {name: read_shard(run, path) for name, path in paths.items()}
+    except FileNotFoundError:  # it is being closed
+        return []
     by_phase = {phase: {name: table for name, table in tables.items() if name.startswith(phase)} for phase in Phase}
     inputs = {name: _ids(table, "id") for name, table in by_phase[Phase.ENCODE].items()}
     latents = {name: _ids(table, "id") for name, table in by_phase[Phase.DENOISE].items()}

@@ -88,7 +88,10 @@ def write_report(run: Run, wave: str, report: WaveReport) -> None:
 def read_reports(run: Run, wave: str) -> list[WaveReport]:
     """What the runners of a wave have told, in order of phases; none after it is closed."""
     paths = [info.path for info in run.output.list(wave_dir(run.name, wave)) if info.path.endswith(".json")]
-    reports = [WaveReport.from_dict(json.loads(data)) for data in run.output.read_many(paths)]
+    try:
+        reports = [WaveReport.from_dict(json.loads(data)) for data in run.output.read_many(paths)]
+    except FileNotFoundError:  # it is being closed
+        return []
     return sorted(reports, key=lambda report: list(report.phases), reverse=True)  # "encode" > "denoise" > "decode"
 
 

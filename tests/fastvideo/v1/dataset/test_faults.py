@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from fastvideo.data import EMBEDDED_MODEL
 from fastvideo.v1.dataset.objects import local_files
@@ -45,6 +45,20 @@ def test_a_clock_that_is_off_is_not_called_a_wrong_key(code):
     error = translate(ClientError({"Error": {"Code": code}}, "PutObject"), "s3://bucket/x")
     assert isinstance(error, StoreMisconfigured)
     assert str(error).startswith("s3://bucket/x: this host's clock") and "AWS_" not in str(error)
+
+
+def test_a_refusal_without_a_reason_names_the_clock_too():
+    error = translate(ClientError({"Error": {"Code": "403"}}, "HeadObject"), "s3://bucket/x")
+    assert isinstance(error, StoreMisconfigured)
+    assert "check AWS_ACCESS_KEY_ID" in str(error) and "this host's clock, which is at 20" in str(error)
+
+
+def test_a_store_that_is_away_is_named_by_its_address_without_secrets(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:secret@127.0.0.1:9")
+    error = translate(EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), "s3://bucket/x")
+    assert isinstance(error, StoreUnavailable)
+    assert str(error).endswith("; see that it runs at AWS_ENDPOINT_URL=http://***@127.0.0.1:9")
+    assert "AWS" not in str(translate(OSError(errno.EIO, "I/O error"), "/data/x"))
 
 
 def test_the_last_count_of_requests_is_that_of_the_last_plan_whatever_the_clock(make_config, monkeypatch):

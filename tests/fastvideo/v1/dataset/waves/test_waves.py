@@ -7,7 +7,8 @@ from itertools import chain
 import pyarrow as pa
 import pytest
 
-from fastvideo.v1.dataset.layout import object_path
+from fastvideo.v1.dataset.layout import object_path, wave_dir
+from fastvideo.v1.dataset.objects.store import Store
 from fastvideo.v1.dataset.plan.planning import plan_run
 from fastvideo.v1.dataset.progress.ledger import LedgerRow, LedgerWriter
 from fastvideo.v1.dataset.progress.scan import scan
@@ -17,6 +18,7 @@ from fastvideo.v1.dataset.runs.samples import to_samples
 from fastvideo.v1.dataset.waves.open_waves import close_wave, open_waves, read_held
 from fastvideo.v1.dataset.waves.shards import Shard, cut_denoise, read_shard, shard_size, write_shards, write_waves
 from fastvideo.v1.dataset.waves.wave import read_wave
+from fastvideo.v1.dataset.waves.wave_report import WaveReport, read_reports, write_report
 from fastvideo.v1.distributed.choice import START_SECONDS, LayoutChoice, Tail
 from fastvideo.v1.distributed.layout import ParallelLayout
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
@@ -162,6 +164,18 @@ def test_open_waves_share_no_sample(make_config, make_object) -> None:
     assert len(open_waves(run)) == 2 and read_wave(run, waves[1][0].wave) == []
     again = write_shards(run, scan(run), config, 9, held=read_held(run, open_waves(run)))
     assert wave_ids(run, again, Phase.DENOISE) == lost
+
+
+def test_a_wave_that_is_being_closed_has_no_shards_and_no_reports(make_config, monkeypatch) -> None:
+    config = make_config(*prompts(2))
+    run = plan_run(config).run
+    (first, *others) = write_shards(run, scan(run), config, 0)
+    write_report(run, first.wave, WaveReport(seconds=1.0, phases={}))
+    assert read_wave(run, first.wave) and read_reports(run, first.wave)
+    found = run.output.list(wave_dir(run.name, first.wave))
+    monkeypatch.setattr(Store, "list", lambda store, prefix: found)  # before it was closed
+    run.output.delete_many([info.path for info in found if info.path != others[0].path])
+    assert read_wave(run, first.wave) == [] and read_reports(run, first.wave) == []
 
 
 def test_a_wave_that_makes_inputs_alone_is_held_too(make_config, make_object) -> None:
