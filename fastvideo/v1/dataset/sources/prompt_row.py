@@ -22,6 +22,7 @@ IMAGE = "image"
 COLUMNS = ("prompt", "negative_prompt", "seed", "repeats", IMAGE, *_OVERRIDES)
 _SHOWN_CHARACTERS = 200
 _LONGEST_TEXT = 100_000  # characters; no encoder reads more than a few thousand
+_LARGEST_NUMBER = 2**31 - 1  # that the tables of samples hold
 _LONGEST_PATH = 1024  # characters; S3 allows no longer key
 
 
@@ -92,6 +93,8 @@ def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if kind is int and number < 1:
             raise ValueError(f"{column}={number} must be at least 1")
+        if kind is int and number > _LARGEST_NUMBER:
+            raise ValueError(f"{column}={number} must be at most {_LARGEST_NUMBER}")
         if overrides.setdefault(name, number) != number:
             raise ValueError(f"{column}={number} contradicts {name}={overrides[name]}")
     return overrides
@@ -130,8 +133,9 @@ def _number(column: str, value: Any, kind: type) -> Any:
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = kind(value)
-        if kind is int and not isinstance(value, str) and number != value:
+        given = float(value) if isinstance(value, str) else value  # pandas writes 81 beside empty cells as "81.0"
+        number = kind(given)
+        if kind is int and number != given:
             raise ValueError
         if not math.isfinite(number):
             raise ValueError

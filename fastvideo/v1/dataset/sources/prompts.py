@@ -32,7 +32,8 @@ _IMAGE_BATCH_ROWS = 64  # of rows that may hold the bytes of an image
 def read_prompts(uri: str) -> Iterator[Row]:
     """The rows of a packaged list or of the file, folder or glob at ``uri``, in order.
 
-    A folder is one written by ``datasets.save_to_disk``, or else all its files of the kinds we read, by name.
+    A folder is one written by ``datasets.save_to_disk``, or else all its files of the kinds we read, by name. What is
+    there under its very name is no glob.
     Raises ``ValueError`` if there is nothing to read or a table has no ``prompt`` column.
     """
     for file_uri in _files(PROMPT_LISTS.get(uri, uri)):
@@ -42,7 +43,7 @@ def read_prompts(uri: str) -> Iterator[Row]:
 def _files(uri: str) -> list[str]:
     fs, path = url_to_fs(uri)
     try:
-        if any(character in path for character in "*?["):
+        if any(character in path for character in "*?[") and not fs.exists(path):
             paths = fs.glob(path)
         elif fs.isdir(path):
             paths = _folder_files(fs, path.rstrip("/"))

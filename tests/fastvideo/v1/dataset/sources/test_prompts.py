@@ -104,6 +104,14 @@ def test_globs_folders_and_remote_files_are_read_in_order() -> None:
         assert [row.prompt for row in read_prompts(uri)] == ["prompt 1", "prompt 2"]
 
 
+@pytest.mark.parametrize("place", ["cats [v2]/p.txt", "cats [v2]", "what?/*.txt"])
+def test_a_name_that_looks_like_a_glob_is_a_name_where_it_is_there(tmp_path: Path, place: str) -> None:
+    for folder in ("cats [v2]", "what?"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.txt").write_text("a cat\n")
+    assert [row.prompt for row in read_prompts(str(tmp_path / place))] == ["a cat"]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -123,6 +131,7 @@ def test_globs_folders_and_remote_files_are_read_in_order() -> None:
         (b'{"prompt": "a", "repeats": 0}', "repeats=0 must be at least 1"),
         (b'{"prompt": "a", "height": "tall"}', "height='tall' must be a whole number"),
         (b'{"prompt": "a", "height": 0}', "height=0 must be at least 1"),
+        (b'{"prompt": "a", "height": 4294967296}', "height=4294967296 must be at most 2147483647"),
         (b'{"prompt": "a", "guidance": Infinity}', "guidance=inf must be a number"),
         (b'{"prompt": "a", "steps": 3, "num_inference_steps": 4}', "contradicts"),
         (b'{"prompt": "a", "negative_prompt": ["b"]}', "negative_prompt must be text"),
@@ -150,6 +159,17 @@ def test_bad_csv_rows_keep_their_line_numbers(tmp_path: Path) -> None:
         "PromptRow",
     ]
     assert [row.source.rpartition(":")[2] for row in rows] == ["2", "4", "5", "6", "7"]
+
+
+def test_whole_numbers_of_a_csv_may_be_written_as_pandas_does_beside_empty_cells(tmp_path: Path) -> None:
+    file = tmp_path / "p.csv"
+    file.write_text("prompt,seed,frames\na,4294967295.0,81.0\nb,,\nc,1.5,\nd,inf,\n")
+    first, second, *bad = read_prompts(str(file))
+    assert isinstance(first, PromptRow) and isinstance(second, PromptRow)
+    assert (first.seed, first.overrides, second.seed) == (2**32 - 1, {"num_frames": 81}, None)
+    assert [row.reason for row in bad if isinstance(row, RejectedRow)] == [
+        f"seed='{seed}' must be a whole number" for seed in ("1.5", "inf")
+    ]
 
 
 def test_no_line_of_a_file_in_utf_16_is_a_prompt(tmp_path: Path) -> None:
