@@ -6,7 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from fastvideo.v1.dataset.config import RunConfig
-from fastvideo.v1.distributed.choice import LayoutChoice, choose_for_weights, choose_layout, choose_tails
+from fastvideo.v1.distributed.choice import (
+    LayoutChoice,
+    choose_for_weights,
+    choose_layout,
+    choose_tails,
+    layouts_that_divide,
+)
 from fastvideo.v1.distributed.cluster import GIB, Cluster
 from fastvideo.v1.distributed.cost import Workload
 from fastvideo.v1.distributed.layout import ParallelLayout
@@ -28,12 +34,15 @@ def choose_phase_layouts(
     Denoising has layouts for the last samples, too, where ``spread_tail`` is set and the sizes are not.
 
     Reads the headers of the checkpoint's weight files where there is a choice. Raises ``ValueError`` when a phase does
-    not fit in the GPUs' memory.
+    not fit in the GPUs' memory, or the config's sizes do not divide the transformer's heads.
     """
     engine = config.engine
     if engine.num_gpus == 1:
         return {phase: LayoutChoice(layout=ParallelLayout(), reason="engine.num_gpus=1") for phase in ALL_PHASES}
     if engine.layout.model_size > 1:
+        work = denoise_workload(transformer_config(description), description.canvas, sampling)
+        if work is not None:
+            _check_heads(work, engine.layout)
         choice = LayoutChoice(layout=engine.layout, reason="set by engine's sizes")
         return dict.fromkeys(ALL_PHASES, choice)
     gpu = replace(Cluster().gpu, memory=config.gpu_memory * GIB)
@@ -71,6 +80,27 @@ def with_layout(engine: FastVideoArgs, layout: ParallelLayout) -> FastVideoArgs:
         sp_size=layout.sequence,
         ring_size=layout.ring,
         tp_size=layout.tensor,
+    )
+
+
+def _check_heads(work: Workload, layout: ParallelLayout) -> None:
+    """Else a job finds out, once all that comes before it is made."""
+    num_gpus = layout.ulysses * layout.tensor
+    if work.num_heads % num_gpus == 0:
+        return
+    nearest = min(
+        layouts_that_divide(work, layout.size),
+        key=lambda other: (
+            other.data != layout.data,
+            other.cfg != layout.cfg,
+            other.tensor != layout.tensor,
+            -other.ulysses,
+        ),
+    )
+    raise ValueError(
+        f"engine's sizes ({layout.brief}) share the transformer's {work.num_heads} heads among ulysses x tensor = "
+        f"{num_gpus} GPUs, which must divide them; nearest: cfg_size={nearest.cfg}, sp_size={nearest.sequence}, "
+        f"ring_size={nearest.ring}, tp_size={nearest.tensor}"
     )
 
 

@@ -100,7 +100,7 @@ def test_the_runs_own_first_shards_tell_before_anything_else(make_config) -> Non
     assert (found.seconds.value, found.bytes.value) == (20.0, 100.0)
     assert found.gpu_hours == 4 * 20 / 3600 and found.total_bytes == 400
     assert found.seconds.source == "this run's ledger: mean of 2 on NVIDIA H100"
-    on_two = make_config(*PROMPTS, engine={"num_gpus": 4, "sp_size": 2})
+    on_two = make_config(*PROMPTS, engine={"num_gpus": 4, "sp_size": 2, "ring_size": 2})
     assert quoted(on_two)[Phase.DENOISE].seconds.value == 40.0, "both GPUs of a sample cost"
 
 

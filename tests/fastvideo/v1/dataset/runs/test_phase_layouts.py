@@ -46,7 +46,7 @@ def test_a_plan_says_how_the_last_samples_are_spread(make_config):
     assert (piece.num_samples, piece.layout.data, piece.layout.size) == (1, 1, 4)
     assert f"1 samples on {piece.layout.brief}: " in plan.told_layouts()["denoise"]
     assert not plan_run(replace(config, spread_tail=False), write=False).spread
-    sizes = replace(config, engine=replace(config.engine, sp_size=2))
+    sizes = replace(config, engine=replace(config.engine, sp_size=2, ring_size=2))
     assert not plan_run(sizes, write=False).spread, "the user's word"
 
 
@@ -54,6 +54,19 @@ def test_sizes_of_the_engine_are_the_users_word(make_config):
     plan = plan_run(make_config(ROW, engine={"num_gpus": 6, "sp_size": 3}), write=False)
     assert {choice.layout for choice in plan.layouts.values()} == {ParallelLayout(data=2, ulysses=3)}
     assert "set by engine" in plan.layouts[Phase.DENOISE].reason
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"num_gpus": 2, "sp_size": 2}, "sp_size=2, ring_size=2, tp_size=1"),
+        ({"num_gpus": 12, "cfg_size": 2, "sp_size": 6}, "sp_size=6, ring_size=2, tp_size=1"),
+        ({"num_gpus": 2, "tp_size": 2}, "sp_size=2, ring_size=2, tp_size=1"),
+    ],
+)
+def test_sizes_that_do_not_divide_the_heads_are_said_while_planning(make_config, engine, message):
+    with pytest.raises(ValueError, match=f"the transformer's 3 heads .* nearest: .*{message}"):
+        plan_run(make_config(ROW, engine=engine, sampling={"guidance_scale": 4.0}), write=False)
 
 
 def test_what_does_not_fit_is_said_while_planning(make_config):
