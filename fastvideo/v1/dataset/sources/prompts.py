@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -110,6 +111,7 @@ def _decoded_lines(uri: str) -> Iterator[tuple[str, str | None, bytes]]:
 def _lines(file: BinaryIO, uri: str) -> Iterator[bytes]:
     """The lines, each of a bounded length: a few bytes of a compressed file may unpack to one of terabytes."""
     number = 0
+    file = io.BufferedReader(file)  # type: ignore[type-var]  # a store's own file takes no bound for a line
     while line := file.readline(_LONGEST_LINE + 1):
         number += 1
         if len(line) > _LONGEST_LINE:

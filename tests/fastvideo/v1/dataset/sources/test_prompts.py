@@ -11,7 +11,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 
+from fastvideo.v1.dataset.objects.store import Store
 from fastvideo.v1.dataset.sources.prompt_row import PromptRow, RejectedRow
 from fastvideo.v1.dataset.sources.prompts import read_prompts
 
@@ -102,6 +104,20 @@ def test_globs_folders_and_remote_files_are_read_in_order() -> None:
     memory.pipe_file("/folder/notes.md", b"no prompt")
     for uri in ("memory://folder", "memory://folder/*.txt"):
         assert [row.prompt for row in read_prompts(uri)] == ["prompt 1", "prompt 2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("p.jsonl", write_jsonl), ("p.jsonl.gz", write_gzip), ("p.csv", write_csv), ("p.parquet", write_parquet)],
+)
+def test_every_kind_of_file_is_read_from_s3(s3_store: Store, tmp_path: Path, name: str, write) -> None:
+    s3fs.S3FileSystem.clear_instance_cache()  # of another test's server
+    write(tmp_path / name)
+    s3_store.create_from_file(name, str(tmp_path / name))
+    rows = list(read_prompts(s3_store.uri(name)))
+    assert [(row.prompt, row.source.rpartition("/")[2]) for row in rows if isinstance(row, PromptRow)] == [
+        (row.prompt, row.source.rpartition("/")[2]) for row in read_prompts(str(tmp_path / name))
+    ]
 
 
 @pytest.mark.parametrize("place", ["cats [v2]/p.txt", "cats [v2]", "what?/*.txt"])
