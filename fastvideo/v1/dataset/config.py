@@ -27,7 +27,12 @@ class VideoConfig:
     __pydantic_config__ = form("Video file", "How frames become a file.")
 
     codec: Literal["h264"] = setting("h264", "Video codec; h264 plays in every browser")
-    crf: int = setting(18, "Constant rate factor: 0 is lossless, 18 visually so, 51 the worst", ge=0, le=51)
+    crf: int = setting(
+        18,
+        "Constant rate factor: 18 is visually lossless, 51 the worst; 0 is lossless, which few players show",
+        ge=0,
+        le=51,
+    )
     preset: Preset = setting("medium", "Speed of the encoder against the size of its files")
 
 

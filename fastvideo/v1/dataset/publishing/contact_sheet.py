@@ -3,6 +3,7 @@
 import heapq
 import io
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ _MARGIN, _GAP, _SEAM = 24, 24, 4
 _FONT_SIZE, _LINE_HEIGHT, _LINES = 15, 21, 2
 _LONGEST_TEXT = 500  # characters looked at, more than two lines hold
 _PAPER, _INK = (250, 250, 248), (40, 40, 44)
+_DASHES = str.maketrans("‐‑‒–—―−", "-------")  # noqa: RUF001
 
 
 def render_contact_sheet(
@@ -115,7 +117,7 @@ def _columns(width: int, height: int) -> int:
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """The text in lines that fit, the last cut with an ellipsis where there is more."""
     lines = [""]
-    for word in printable(text[:_LONGEST_TEXT]).split():
+    for word in _drawable(printable(text[:_LONGEST_TEXT])).split():
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
@@ -125,6 +127,12 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
             lines[-1] += " ..."
             break
     return [_cut(line, font, width) for line in lines]
+
+
+def _drawable(text: str) -> str:
+    """The text without accents, with plain dashes: Pillow's own font has neither, and draws a box for each."""
+    letters = unicodedata.normalize("NFKD", text.translate(_DASHES))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
 def _cut(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

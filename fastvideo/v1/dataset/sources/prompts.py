@@ -70,7 +70,9 @@ def _folder_files(fs: Any, folder: str) -> list[str]:
 
 
 def _kind(uri: str) -> str:
-    suffixes = [suffix for suffix in PurePosixPath(uri).suffixes if suffix not in _COMPRESSION]
+    """The suffix before that of a compression; a query, as the web's links have them, is no part of it."""
+    path = uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
+    suffixes = [suffix for suffix in PurePosixPath(path).suffixes if suffix not in _COMPRESSION]
     return suffixes[-1].lower() if suffixes else ""
 
 

@@ -125,6 +125,16 @@ def test_the_card_declares_its_data_and_escapes_what_users_wrote(make_config, ma
     assert "NVIDIA H100" in text and "| denoise | 7.0 | 3.500 |" in text
 
 
+def test_captions_have_no_boxes_for_accents_and_dashes(make_config, make_object) -> None:
+    run = make_run(make_config(*prompts(1)), make_object, 1)
+    [sample] = run.iter_samples()
+    written, drawn = (
+        publishing.render_contact_sheet(run, videos=[(sample.id, text)])
+        for text in ("a café — naïve cats, 2–3 of them", "a cafe - naive cats, 2-3 of them")  # noqa: RUF001
+    )
+    assert written == drawn is not None
+
+
 def test_the_contact_sheet_shows_the_newest_videos(make_config, make_object) -> None:
     report = publish(make_run(make_config(*prompts(5)), make_object, 4))
     assert report.contact_sheet is not None

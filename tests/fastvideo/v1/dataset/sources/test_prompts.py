@@ -4,7 +4,10 @@ import csv
 import gzip
 import json
 import logging
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import datasets
 import fsspec
@@ -117,6 +120,18 @@ def test_every_kind_of_file_is_read_from_s3(s3_store: Store, tmp_path: Path, nam
     rows = list(read_prompts(s3_store.uri(name)))
     assert [(row.prompt, row.source.rpartition("/")[2]) for row in rows if isinstance(row, PromptRow)] == [
         (row.prompt, row.source.rpartition("/")[2]) for row in read_prompts(str(tmp_path / name))
+    ]
+
+
+def test_links_of_the_web_may_have_a_query(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "p.jsonl")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        rows = [*read_prompts(f"http://127.0.0.1:{server.server_port}/p.jsonl?download=true")]
+        server.shutdown()
+    assert [row.prompt for row in rows if isinstance(row, PromptRow)] == [
+        row.prompt for row in read_prompts(str(tmp_path / "p.jsonl")) if isinstance(row, PromptRow)
     ]
 
 
