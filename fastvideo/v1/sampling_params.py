@@ -44,8 +44,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name in ("height", "width", "num_frames", "fps", "num_inference_steps"):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+            if not _is_whole(value) or not 1 <= value < 2**31:
+                raise ValueError(f"{name}={value!r} must be a whole number in [1, 2**31)")
         for name, rule, least in _NUMBERS:
             value = getattr(self, name)
             if value is None and name != "guidance_scale":
@@ -57,7 +57,7 @@ class SamplingParams:
                 f"guidance_mode={self.guidance_mode!r} must be {' or '.join(modes)}; leave it out for the model's own"
             )
         check_text("negative_prompt", self.negative_prompt)
-        if not isinstance(self.seed, Integral):
+        if not _is_whole(self.seed):
             raise ValueError(f"seed={self.seed!r} must be a whole number in [0, 2**32)")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} must lie in [0, 2**32); taken modulo 2**32 it is {self.seed % 2**32}")
@@ -122,6 +122,10 @@ class SamplingOverrides:
     def apply(self, defaults: SamplingParams) -> SamplingParams:
         """The request that these overrides make of ``defaults``."""
         return defaults.with_overrides(**asdict(self))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_text(name: str, text: Any) -> None:

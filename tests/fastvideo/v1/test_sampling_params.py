@@ -14,7 +14,8 @@ OF_TWO_EXPERTS = SamplingParams(guidance_scale=4.0, guidance_scale_2=3.0)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"height": 64.0}, "height=64.0 must be a whole number of at least 1"),
+        ({"height": 64.0}, r"height=64.0 must be a whole number in \[1, 2\*\*31\)"),
+        ({"num_inference_steps": 2**31}, "num_inference_steps=2147483648 must be a whole number in"),
         ({"flow_shift": 0}, "flow_shift=0 must be a finite number above 0; leave it out"),
         ({"flow_shift": -1.0}, "flow_shift=-1.0 must be a finite number above 0"),
         ({"flow_shift": math.nan}, "flow_shift=nan must be"),
@@ -25,6 +26,7 @@ OF_TWO_EXPERTS = SamplingParams(guidance_scale=4.0, guidance_scale_2=3.0)
         ({"guidance_scale_2": -0.5}, "guidance_scale_2=-0.5 must be a finite number of at least 0"),
         ({"guidance_mode": "foo"}, "guidance_mode='foo' must be classifier_free or embedded; leave it out"),
         ({"seed": 1.5}, "seed=1.5 must be a whole number"),
+        ({"seed": True}, "seed=True must be a whole number"),
         ({"negative_prompt": "a \ud800"}, r"negative_prompt is not UTF-8: '\\ud800' at 2"),
     ],
 )
