@@ -13,6 +13,7 @@ from fastvideo.v1.dataset.config import RunConfig
 from flows.course import Course
 from flows.dispatch import Waves, WavesHere, WavesOnPools
 from flows.hooks import cancel_waves
+from flows.server_names import check_names
 from tasks.events import listening, report
 from tasks.plan import close_wave, cut_waves, drop_waves, plan, take_stock, take_up_failed
 from tasks.publish import publish
@@ -40,6 +41,7 @@ def generate_dataset(config: RunConfig) -> dict[str, Any]:
 
     Returns counts and places. Raises ``RunIncomplete`` when something is still missing that could be made.
     """
+    check_names(config)
     return _complete(config, plan(config))
 
 
@@ -49,6 +51,7 @@ def retry_failed(config: RunConfig, run: str | None = None) -> dict[str, Any]:
 
     So is its model, unless ``config`` says where that lies now.
     """
+    check_names(config)
     return _complete(config, take_up_failed(config, run))
 
 

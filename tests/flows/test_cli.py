@@ -68,6 +68,9 @@ def test_an_outage_is_told_from_a_mistake(capsys, monkeypatch, error):
     [
         (["--output", "{folder}/file/output"], "choose a writable place"),
         (["--output", "{folder}/output", "--model", "{folder}/no-model"], "no-model"),
+        (["--output", "{folder}/output", "--pools.wave", "run-wave/nosuch"], "it has none of run-wave"),
+        (["--output", "{folder}/output", "--pools.wave", "nosuch"], "pools.wave='nosuch' is no deployment on the Pr"),
+        (["--output", "{folder}/output", "--gpu_limit", "nosuch"], "`prefect gcl create nosuch --limit"),
     ],
 )
 def test_a_mistake_that_the_flow_finds_is_one_line(capfd, tmp_path, arguments, message):
@@ -76,6 +79,7 @@ def test_a_mistake_that_the_flow_finds_is_one_line(capfd, tmp_path, arguments, m
     assert run(["dataset", "run", "--prompts", "shapes", *given]) == 1
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.glob("output/runs/*")), "nothing was planned"
 
 
 @pytest.mark.usefixtures("prefect_harness")

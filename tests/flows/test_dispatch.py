@@ -1,11 +1,13 @@
 """Waves as flow runs of deployments: which are started, how often, and what a lost one costs."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
 import httpx
 import pytest
 from prefect import State
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed, Scheduled
 
 from fastvideo.v1.dataset.config import PoolsConfig, RunConfig
@@ -13,9 +15,9 @@ from fastvideo.v1.dataset.plan.planning import plan_run
 from fastvideo.v1.dataset.runs.run import open_run
 from fastvideo.v1.dataset.waves.open_waves import open_waves
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
-from flows import dispatch
+from flows import dispatch, server_names
 from flows.dispatch import Leg, legs
-from flows.generate_dataset import RunIncomplete, generate_dataset
+from flows.generate_dataset import RunIncomplete, generate_dataset, retry_failed
 from flows.run_wave import run_wave
 
 pytestmark = pytest.mark.xdist_group("prefect")  # one Prefect server for all flows
@@ -23,6 +25,9 @@ pytestmark = pytest.mark.xdist_group("prefect")  # one Prefect server for all fl
 
 class FakeServer:
     """Stands for deployments and their workers: a flow run is run when it is asked after."""
+
+    api_url = "http://server/api"
+    deployments = ("run-wave/small", "run-wave/large", "run-wave/gpu", "run-wave/any")
 
     def __init__(self) -> None:
         self.runs: dict[str, SimpleNamespace] = {}
@@ -45,6 +50,13 @@ class FakeServer:
             self.started.append(name)
         return self.runs[idempotency_key]
 
+    def read_deployment_by_name(self, name):
+        if name not in self.deployments:
+            raise ObjectNotFound(Exception("no such deployment"))
+
+    def read_deployments(self, *, flow_filter):
+        return [SimpleNamespace(name=name.removeprefix("run-wave/")) for name in self.deployments]
+
     def read_flow_runs(self, *, flow_run_filter):
         self.answer()
         if self.dies:
@@ -62,7 +74,8 @@ class FakeServer:
 def server(monkeypatch) -> FakeServer:
     fake = FakeServer()
     monkeypatch.setattr(dispatch, "run_deployment", fake.run_deployment)
-    monkeypatch.setattr(dispatch, "get_client", lambda sync_client: fake)
+    for module in (dispatch, server_names):
+        monkeypatch.setattr(module, "get_client", lambda sync_client: fake)
     monkeypatch.setattr(dispatch, "_POLL_SECONDS", 0.0)
     return fake
 
@@ -95,6 +108,15 @@ class TestRuns:
         assert generate_dataset(config(10))["exit_code"] == 0
         assert server.most_at_once == 2 and server.started == ["run-wave/gpu"] * 3
         assert set(jobs.commits.values()) == {1} and len(jobs.commits) == 11 + 10 + 10
+
+    @pytest.mark.parametrize("key", ["wave", *ALL_PHASES])
+    def test_a_name_that_no_deployment_has_ends_the_run_before_it_is_planned(self, server, config, key):
+        asked = config(4, {"wave": "run-wave/gpu", key: "run-wave/gpus"})
+        rule = f"pools.{key}='run-wave/gpus' is no deployment on the Prefect server at http://server/api; there are: "
+        for make in (generate_dataset, retry_failed):
+            with pytest.raises(ValueError, match=rf"{rule}run-wave/any, run-wave/gpu, .*`prefect deploy`"):
+                make(asked)
+        assert not Path(asked.output).exists()
 
     def test_phases_follow_each_other_through_their_pools(self, server, jobs, config):
         pools = {"encode": "run-wave/small", "denoise": "run-wave/large", "decode": "run-wave/any"}
