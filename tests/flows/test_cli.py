@@ -67,6 +67,7 @@ def test_an_outage_is_told_from_a_mistake(capsys, monkeypatch, error):
     ("arguments", "message"),
     [
         (["--output", "{folder}/file/output"], "choose a writable place"),
+        (["--output", "/proc/output"], "choose a writable place"),
         (["--output", "{folder}/output", "--model", "{folder}/no-model"], "no-model"),
         (["--output", "{folder}/output", "--pools.wave", "run-wave/nosuch"], "it has none of run-wave"),
         (["--output", "{folder}/output", "--pools.wave", "nosuch"], "pools.wave='nosuch' is no deployment on the Pr"),

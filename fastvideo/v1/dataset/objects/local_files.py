@@ -89,7 +89,10 @@ def make_folder(folder: str) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
     parent = os.path.dirname(folder)
     make_folder(parent)
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileNotFoundError:  # so says /proc of any new folder; of a store it would say that an object is gone
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), folder) from None
     _sync_folder(parent)
 
 
