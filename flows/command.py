@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,21 @@ def add_command(
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=run)
     return command
+
+
+def at_least(least: float) -> Callable[[str], float]:
+    """The ``type`` of an option that takes a number of at least ``least``."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number) or number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number of at least {least:g}")
+        return number
+
+    return parse
 
 
 def print_result(options: argparse.Namespace, result: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> None:

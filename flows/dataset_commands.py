@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows.command import EXIT_CODES, add_command, print_result
+from flows.command import EXIT_CODES, add_command, at_least, print_result
 from flows.keeping_commands import add_keeping_commands
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def add_dataset_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         command.add_argument("--prompts", metavar="URI", help="prompts: a file or folder, or a packaged list")
         _add_config(command)
         if name == "plan":
-            command.add_argument("--price", metavar="X", type=float, help="money for a GPU-hour, to be quoted")
+            command.add_argument("--price", metavar="X", type=at_least(0), help="money for a GPU-hour, to be quoted")
             command.epilog = f"{_KEYS}; exit codes: 0 planned, whatever is missing, 1 a mistake"
     _add_config(_retry_command(kinds))
     for name, run, text in (
@@ -37,7 +37,7 @@ def add_dataset_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         command.add_argument("--run", metavar="NAME", dest="run_name", help="the run; the newest by default")
         if name == "status":
             text = "again and again, every so many seconds (10), until nothing is missing"
-            command.add_argument("--watch", metavar="SECONDS", nargs="?", const=10.0, type=float, help=text)
+            command.add_argument("--watch", metavar="SECONDS", nargs="?", const=10.0, type=at_least(0.1), help=text)
     add_keeping_commands(kinds)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from flows.command import EXIT_CODES, EXIT_DAMAGED, EXIT_MISSING, add_command, print_result
+from flows.command import EXIT_CODES, EXIT_DAMAGED, EXIT_MISSING, add_command, at_least, print_result
 
 
 def add_keeping_commands(kinds: "argparse._SubParsersAction[Any]") -> None:
@@ -30,9 +30,8 @@ def _add_gc(kinds: "argparse._SubParsersAction[Any]") -> None:
     )
     text = "a run that is wanted no more; its folder's URI, if several of the outputs have one of that name"
     gc.add_argument("--drop-run", metavar="NAME", action="append", default=[], help=text)
-    gc.add_argument(
-        "--older-than", metavar="HOURS", type=float, default=24.0, help="leave what is younger, 24 hours by default"
-    )
+    text = "leave what is younger, 24 hours by default"
+    gc.add_argument("--older-than", metavar="HOURS", type=at_least(0), default=24.0, help=text)
     gc.add_argument("--yes", action="store_true", help="delete")
 
 
@@ -47,7 +46,7 @@ def _add_reproduce(kinds: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument("--model", metavar="DIR", help="where the run's model is now, if not where it was")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to make it")
     text = "decibels that the video must reach where bytes need not be equal, 30 by default"
-    command.add_argument("--psnr", metavar="DB", type=float, default=30.0, help=text)
+    command.add_argument("--psnr", metavar="DB", type=at_least(0), default=30.0, help=text)
 
 
 def _verify(options: argparse.Namespace) -> int:
