@@ -3,7 +3,7 @@
 import uuid
 from collections import deque
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.flow_runs import suspend_flow_run
@@ -13,6 +13,7 @@ from fastvideo.v1.dataset.config import RunConfig
 from flows.course import Course
 from flows.dispatch import Waves, WavesHere, WavesOnPools
 from flows.hooks import cancel_waves
+from flows.parameters import DataSet, parameter
 from flows.server_names import check_names
 from tasks.events import listening, report
 from tasks.plan import close_wave, cut_waves, drop_waves, plan, take_stock, take_up_failed
@@ -36,7 +37,7 @@ class RunIncomplete(Exception):
 
 
 @flow(flow_run_name="{config.output}", on_cancellation=[cancel_waves])
-def generate_dataset(config: RunConfig) -> dict[str, Any]:
+def generate_dataset(config: DataSet) -> dict[str, Any]:
     """Makes every video that the prompts ask for and that is not there yet, and publishes the data set.
 
     Returns counts and places. Raises ``RunIncomplete`` when something is still missing that could be made.
@@ -46,7 +47,9 @@ def generate_dataset(config: RunConfig) -> dict[str, Any]:
 
 
 @flow(flow_run_name="{config.output}", on_cancellation=[cancel_waves])
-def retry_failed(config: RunConfig, run: str | None = None) -> dict[str, Any]:
+def retry_failed(
+    config: DataSet, run: Annotated[str | None, parameter("Run", "Its name; the newest by default")] = None
+) -> dict[str, Any]:
     """Makes what a run lacks, its failed samples included. The prompts are the run's, ``config.prompts`` is unread.
 
     So is its model, unless ``config`` says where that lies now.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger
 from prefect.futures import PrefectConcurrentFuture
@@ -12,6 +12,7 @@ from fastvideo.v1.dataset.config import RunConfig
 from fastvideo.v1.dataset.waves.wave import WaveShard
 from fastvideo.v1.pipelines.phase import ALL_PHASES, Phase
 from fastvideo.v1.worker.failures import Cause, JobFailed
+from flows.parameters import DataSet, parameter
 from flows.schedule import Schedule
 from tasks.board import WaveBoard
 from tasks.events import listening, report
@@ -33,7 +34,12 @@ def _name() -> str:
 
 
 @flow(flow_run_name=_name)
-def run_wave(config: RunConfig, run: str, wave: str, phases: Sequence[Phase] = ALL_PHASES) -> dict[str, Any]:
+def run_wave(
+    config: DataSet,
+    run: Annotated[str, parameter("Run", "Name of the run that the wave is of")],
+    wave: Annotated[str, parameter("Wave", "Name of the wave")],
+    phases: Annotated[Sequence[Phase], parameter("Phases", "Those whose shards this flow run does")] = ALL_PHASES,
+) -> dict[str, Any]:
     """Runs the shards of a wave, at most ``config.jobs`` at once; a shard that fails does not stop the others.
 
     Returns what it made. It also ends where the wave was closed meanwhile: then its work is another's. Raises

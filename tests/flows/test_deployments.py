@@ -9,9 +9,12 @@ from uuid import uuid4
 import pytest
 import yaml
 from prefect.exceptions import ObjectNotFound
+from prefect.utilities.callables import parameter_schema
 
 from fastvideo.v1.dataset.config import parse_config
 from flows import automations
+from flows.generate_dataset import generate_dataset, retry_failed
+from flows.run_wave import run_wave
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -27,6 +30,17 @@ def test_a_deployment_runs_a_flow_with_a_config_that_it_takes(deployment):
         flow.validate_parameters({"config": config})
         waves = {f"run-wave/{other['name']}" for other in DEPLOYMENTS if "wave" in other["tags"]}
         assert parsed.pools.wave is None or parsed.pools.wave in waves
+
+
+@pytest.mark.parametrize("flow", [generate_dataset, retry_failed, run_wave], ids=lambda flow: flow.name)
+def test_every_field_of_a_form_has_a_title_and_a_description(flow):
+    form = parameter_schema(flow)
+    fields = dict(form.properties)
+    for name, section in form.definitions.items():
+        fields |= {f"{name}.{key}": field for key, field in section.get("properties", {}).items()}
+    for name, field in fields.items():
+        shown = form.definitions[field["$ref"].rpartition("/")[2]] | field if "$ref" in field else field
+        assert shown["title"][0].isupper() and shown["description"], name
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
