@@ -12,7 +12,7 @@ from fastvideo.v1.form import form
 UNUSED_NEGATIVE = "not used: that takes classifier-free guidance, and a guidance_scale above 1"
 GuidanceMode = Literal["classifier_free", "embedded"]
 _NUMBERS = (  # name, rule, the least that it allows
-    ("guidance_scale", "a finite number", -math.inf),
+    ("guidance_scale", "a finite number of at least 0", 0.0),
     ("guidance_scale_2", "a finite number of at least 0", 0.0),
     ("flow_shift", "a finite number above 0", math.ulp(0.0)),
 )
@@ -108,7 +108,7 @@ class SamplingOverrides:
     fps: int | None = setting(None, "Frames a second of the written video", ge=1)
     num_inference_steps: int | None = setting(None, "Denoising steps", ge=1)
     guidance_scale: float | None = setting(
-        None, "Classifier-free guidance; 1 or less switches it off", allow_inf_nan=False
+        None, "Classifier-free guidance; 1 or less switches it off", ge=0, allow_inf_nan=False
     )
     guidance_scale_2: float | None = setting(
         None, "Guidance of a second expert (Wan2.2 A14B), if not guidance_scale", ge=0, allow_inf_nan=False
