@@ -25,6 +25,7 @@ def test_a_deployment_runs_a_flow_with_a_config_that_it_takes(deployment):
     module, _, name = deployment["entrypoint"].rpartition(".")
     flow = getattr(import_module(module), name)
     assert deployment["enforce_parameter_schema"] and "fastvideo" in deployment["tags"]
+    assert deployment["concurrency_limit"]["collision_strategy"] == "ENQUEUE", "what is over the limit waits"
     if config := deployment.get("parameters", {}).get("config"):
         parsed = parse_config(config)
         flow.validate_parameters({"config": config})
