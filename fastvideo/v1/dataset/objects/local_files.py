@@ -91,7 +91,10 @@ def make_folder(folder: str) -> None:
     make_folder(parent)
     try:
         os.makedirs(folder, exist_ok=True)
-    except FileNotFoundError:  # so says /proc of any new folder; of a store it would say that an object is gone
+    except FileNotFoundError:
+        if not os.path.isdir(parent):  # it has gone meanwhile
+            raise
+        # So says /proc of any new folder; of a store it would say that an object is gone.
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), folder) from None
     _sync_folder(parent)
 

@@ -40,6 +40,17 @@ def test_a_full_disk_says_so_and_keeps_no_half_object(number, moment, tmp_path, 
     assert os.listdir(tmp_path / "a") == ["whole"]
 
 
+def test_a_folder_that_goes_while_another_is_made_in_it_is_not_called_unwritable(tmp_path, monkeypatch):
+    def go(folder, **_):
+        os.rmdir(os.path.dirname(folder))
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(local_files.os, "makedirs", go)
+    with pytest.raises(FileNotFoundError):
+        Store(str(tmp_path), patience=0).create("a/b/x", b"1")
+
+
 @pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "RequestExpired"])
 def test_a_clock_that_is_off_is_not_called_a_wrong_key(code):
     error = translate(ClientError({"Error": {"Code": code}}, "PutObject"), "s3://bucket/x")
